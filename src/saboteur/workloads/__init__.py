@@ -14,13 +14,14 @@ trains the networks again.
 
 from __future__ import annotations
 
-import difflib
 import json
 from dataclasses import dataclass
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from saboteur.errors import TargetError, near
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -64,7 +65,7 @@ def metadata(name: str) -> dict[str, Any]:
     """Return how the network called ``name`` was trained: accuracy, seed, versions, hyperparameters.
 
     Raises:
-        ValueError: If there is no workload of that name.
+        TargetError: If there is no workload of that name.
     """
     _check_name(name)
     return json.loads((_DATA / f"{name}.json").read_text(encoding="utf-8"))
@@ -74,7 +75,7 @@ def load(name: str) -> Workload:
     """Load the workload called ``name``; every call returns a new model and new tensors.
 
     Raises:
-        ValueError: If there is no workload of that name; the message lists the nearest names.
+        TargetError: If there is no workload of that name; the message lists the nearest names.
     """
     _check_name(name)
     import torch
@@ -100,9 +101,7 @@ def load(name: str) -> Workload:
 def _check_name(name: str) -> None:
     known = names()
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=3)
-        hint = f"did you mean {', '.join(near)}?" if near else f"known workloads: {', '.join(known)}"
-        raise ValueError(f"unknown workload {name!r}; {hint}")
+        raise TargetError(f"unknown workload {name!r}{near(name, known)}")
 
 
 def _read_arrays(stem: str) -> dict[str, np.ndarray]:

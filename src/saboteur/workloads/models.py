@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from saboteur.workloads.int8 import Dequantize, Int8Conv2d, Int8Linear, Quantize
+
 CLASSES = 10
 
 
@@ -118,12 +120,77 @@ class DigitsLSTM(nn.Module):
         return self.fc(hidden_states[:, -1])
 
 
+class DigitsCNNInt8(nn.Module):
+    """:class:`DigitsCNN` in integer arithmetic; images ``[batch, 1, 8, 8]`` in float32."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.quantize = Quantize()
+        self.conv1 = Int8Conv2d(1, 8, kernel_size=3, padding=1, relu=True)
+        self.conv2 = Int8Conv2d(8, 16, kernel_size=3, padding=1, relu=True)
+        self.pool = nn.MaxPool2d(2)
+        self.flatten = nn.Flatten()
+        self.fc = Int8Linear(16 * 4 * 4, CLASSES)
+        self.dequantize = Dequantize()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits ``[batch, 10]`` for images ``[batch, 1, 8, 8]``."""
+        features = self.pool(self.conv2(self.conv1(self.quantize(images))))
+        return self.dequantize(self.fc(self.flatten(features)))
+
+
+class DigitsMLP6Int8(nn.Module):
+    """:class:`DigitsMLP6` in integer arithmetic; images ``[batch, 1, 8, 8]`` in float32."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flatten = nn.Flatten()
+        self.quantize = Quantize()
+        self.fc1 = Int8Linear(64, 64, relu=True)
+        self.fc2 = Int8Linear(64, 48, relu=True)
+        self.fc3 = Int8Linear(48, 48, relu=True)
+        self.fc4 = Int8Linear(48, 32, relu=True)
+        self.fc5 = Int8Linear(32, 32, relu=True)
+        self.fc6 = Int8Linear(32, CLASSES)
+        self.dequantize = Dequantize()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits ``[batch, 10]`` for images ``[batch, 1, 8, 8]``."""
+        features = self.fc2(self.fc1(self.quantize(self.flatten(images))))
+        features = self.fc5(self.fc4(self.fc3(features)))
+        return self.dequantize(self.fc6(features))
+
+
+class DigitsLeNet7Int8(nn.Module):
+    """:class:`DigitsLeNet7` in integer arithmetic; images ``[batch, 1, 8, 8]`` in float32."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.quantize = Quantize()
+        self.conv1 = Int8Conv2d(1, 6, kernel_size=3, padding=1, relu=True)
+        self.conv2 = Int8Conv2d(6, 16, kernel_size=3, padding=1, relu=True)
+        self.fc1 = Int8Linear(16 * 2 * 2, 60, relu=True)
+        self.fc2 = Int8Linear(60, 42, relu=True)
+        self.fc3 = Int8Linear(42, CLASSES)
+        self.dequantize = Dequantize()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits ``[batch, 10]`` for images ``[batch, 1, 8, 8]``."""
+        features = F.max_pool2d(self.conv1(self.quantize(images)), 2)
+        features = F.max_pool2d(self.conv2(features), 2)
+        features = self.fc2(self.fc1(torch.flatten(features, start_dim=1)))
+        return self.dequantize(self.fc3(features))
+
+
 ARCHITECTURES: Mapping[str, Callable[[], nn.Module]] = {
     "digits-cnn": DigitsCNN,
     "digits-mlp6": DigitsMLP6,
     "digits-lenet7": DigitsLeNet7,
     "digits-gru": DigitsGRU,
     "digits-lstm": DigitsLSTM,
+    "digits-cnn-int8": DigitsCNNInt8,
+    "digits-mlp6-int8": DigitsMLP6Int8,
+    "digits-lenet7-int8": DigitsLeNet7Int8,
 }
 
 

@@ -1,0 +1,127 @@
+"""The seam between levels and everything else: a target and what a campaign asks of it.
+
+A target knows how its system runs, which faults it can have and how a fault gets in. It knows nothing of
+sampling, statistics, storage or reports; those know nothing of how a fault gets in. Every target passes the
+contract tests of :mod:`saboteur.testing`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Annotated, ClassVar
+
+import pyarrow as pa
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from saboteur.errors import TargetError
+from saboteur.extensions import Part, extensible
+from saboteur.faults.formats import NumberFormat
+from saboteur.faults.models import AnyFaultModel
+from saboteur.faults.space import Duration, Faults, FaultSpace, Region
+from saboteur.outcomes.golden import Golden
+from saboteur.outcomes.recorder import Recorder
+
+
+class FaultSpec(BaseModel):
+    """One kind of fault that a campaign injects: which model, for how long. Levels add where."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    model: AnyFaultModel
+    duration: Duration = "permanent"
+    activity: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=1.0, description="share of inferences in which an intermittent fault acts"
+    )
+
+    @model_validator(mode="after")
+    def _only_intermittent_faults_rest(self) -> FaultSpec:
+        if (self.duration == "intermittent") == (self.activity == 1.0):
+            raise ValueError(
+                f"activity: {self.activity} with duration {self.duration!r}; an intermittent fault needs an "
+                "activity below 1, and no other fault takes one"
+            )
+        return self
+
+
+class Resources(BaseModel):
+    """How a campaign runs; nothing here changes an answer."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    workers: Annotated[int, Field(ge=1)] = 1
+    threads: Annotated[int, Field(ge=1)] = Field(default=1, description="CPU threads of each worker")
+    device: str = Field(default="cpu", description="cpu, cuda or cuda:N; part of the golden run's identity")
+    batch_size: Annotated[int, Field(ge=1)] | None = Field(default=None, description="inputs in one pass")
+    memory_mb: Annotated[int, Field(ge=64)] | None = Field(
+        default=None,
+        description="budget of each worker; a quarter of the machine's memory, shared, if absent",
+    )
+
+
+class TargetSpec(Part):
+    """How a campaign file names a target. Reading one imports no deep-learning library; opening it may."""
+
+    group: ClassVar[str] = "saboteur.targets"
+    fault_spec: ClassVar[type[FaultSpec]]
+
+    @abstractmethod
+    def open(self, resources: Resources) -> Target:
+        """Load the system under test and its workload.
+
+        Raises:
+            TargetError: when a file, function or field does not give a system that can be assessed.
+        """
+
+
+AnyTargetSpec = extensible(TargetSpec)
+
+
+class Target(ABC):
+    """A system under test with its workload, at one level."""
+
+    fingerprint: str
+    """A hash of everything that decides the answers: model bytes, input bytes, labels, settings."""
+
+    @abstractmethod
+    def golden(self) -> Golden:
+        """Run fault-free over the whole workload. Two calls must agree bit for bit."""
+
+    @abstractmethod
+    def space(self, specs: Sequence[FaultSpec]) -> FaultSpace:
+        """Every fault that ``specs`` (of the target's own fault-spec type) describe.
+
+        Raises:
+            FaultError: for an unknown layer (with near names), a bit outside the format, an empty space.
+        """
+
+    @abstractmethod
+    def inject(self, space: FaultSpace, faults: Faults, recorder: Recorder) -> None:
+        """Run every trial of ``faults`` on the inputs that ``recorder.inputs`` gives it, and record all pairs.
+
+        The target is left exactly as it was found, also when an exception passes. A trial without faults
+        gives the golden outputs. What happens in one trial never depends on the others in the call.
+        """
+
+    @abstractmethod
+    def trace(self, space: FaultSpace, faults: Faults, input: int) -> pa.Table:
+        """Follow the error of the first trial of ``faults`` through one inference.
+
+        Returns:
+            A row for each place in the order of computation: ``place``, ``elements``, ``changed`` (elements
+            that differ from golden), ``nonfinite``, ``max_abs_error``, ``rms_error``.
+        """
+
+    def stored(self, region: Region) -> tuple[NDArray, NumberFormat]:
+        """The fault-free words [elements] that lie in the memory of ``region``, and their lined-up format.
+
+        Raises:
+            TargetError: when the site holds no stored value, such as an activation.
+        """
+        raise TargetError(
+            f"{region.site}: holds no stored value; a data-aware plan needs weights or other memory"
+        )
+
+    def close(self) -> None:
+        """Give back what the target holds."""

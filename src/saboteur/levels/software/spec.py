@@ -1,0 +1,114 @@
+"""What a campaign file says about a software-level target and its faults; imports no deep-learning library."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from saboteur.campaign.target import FaultSpec, Resources, Target, TargetSpec
+from saboteur.errors import SaboteurError
+from saboteur.faults.formats import number_format
+
+Where = Literal[
+    "weights",
+    "biases",
+    "buffers",
+    "parameters",
+    "activations",
+    "operators",
+    "inputs",
+    "connections",
+    "hidden_state",
+    "cell_state",
+]
+
+
+class SoftwareFault(FaultSpec):
+    """Where in a model a fault sits.
+
+    - ``weights``: weight tensors of two or more dimensions, a word each; ``biases``: tensors named
+      ``bias*``; ``buffers``: floating-point buffers such as batch-norm statistics; ``parameters``: all of
+      the parameters.
+    - ``activations``: outputs of leaf modules; ``operators``: outputs of functions called inside modules;
+      ``inputs``: the model's input.
+    - ``connections``: one input of one neuron of a linear or convolution layer, as that neuron alone reads it.
+    - ``hidden_state``, ``cell_state``: the state of an RNN, GRU or LSTM after a time step.
+
+    A transient fault in an activation or state acts once in each inference it is judged on (at one call of
+    the module, or one time step); a permanent one at every call and step.
+    """
+
+    where: Where
+    layers: tuple[str, ...] = Field(
+        default=("*",), description="module names; * and ? match as in file names"
+    )
+    layer_types: tuple[str, ...] | None = Field(default=None, description="module classes, such as Conv2d")
+    granularity: Literal["element", "channel", "layer"] = Field(
+        default="element",
+        description="what is hit at once: one value, a channel (feature map), or the whole output",
+    )
+
+    @field_validator("layers", "layer_types", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: object) -> object:
+        return (value,) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _granularity_fits(self) -> SoftwareFault:
+        if self.granularity != "element" and self.where not in ("activations", "operators", "inputs"):
+            raise ValueError(
+                f"granularity: {self.granularity!r} applies to activations, operators and inputs, not to {self.where}"
+            )
+        return self
+
+
+class PyTorchTarget(TargetSpec):
+    """A PyTorch model in eval mode with its test inputs.
+
+    Either ``workload`` names an embedded network, or ``model`` and ``data`` name the user's own:
+    ``package.module:function`` or ``path/to/file.py:function``; the first returns the ``torch.nn.Module``,
+    the second ``(inputs, labels)`` with labels possibly ``None``; ``data`` may also be an ``.npz`` file with
+    ``x`` and ``y``.
+    """
+
+    kind: str = "pytorch"
+    fault_spec: ClassVar[type[FaultSpec]] = SoftwareFault
+
+    workload: str | None = None
+    model: str | None = None
+    data: str | None = None
+    inputs: Annotated[int, Field(ge=1)] | None = Field(
+        default=None, description="use only the first so many inputs"
+    )
+    outputs: Literal["logits", "probabilities", "values"] = "logits"
+    output: int | str | None = Field(
+        default=None, description="which element of a tuple or mapping is the output"
+    )
+    weights_format: str | None = Field(default=None, description="number format that weights are stored in")
+    activations_format: str | None = Field(
+        default=None, description="number format that layer outputs travel in"
+    )
+    per_channel: bool = Field(
+        default=True, description="affine weight formats: one scale for each output channel"
+    )
+
+    @field_validator("weights_format", "activations_format")
+    @classmethod
+    def _known_format(cls, name: str | None) -> str | None:
+        try:
+            return None if name is None else number_format(name).name
+        except SaboteurError as error:
+            raise ValueError(str(error)) from error
+
+    @model_validator(mode="after")
+    def _one_source(self) -> PyTorchTarget:
+        if (self.workload is None) == (self.model is None) or (self.model is None) != (self.data is None):
+            raise ValueError("name either a workload, or a model and its data")
+        return self
+
+    def open(self, resources: Resources) -> Target:
+        """Import PyTorch, build the model and load the data."""
+        from saboteur.levels.software.target import SoftwareTarget
+
+        return SoftwareTarget.from_spec(self, resources)

@@ -1,0 +1,231 @@
+"""Criteria: when a wrong answer counts as silent data corruption (SDC).
+
+An inference whose output is not finite, or whose run crashed, hung or raised an alarm, is detected or
+unrecoverable (DUE) under every criterion and never reaches one. Of the rest, an *inference criterion* says
+which single inferences are SDC; a *fault criterion* judges a fault by its answers to the whole workload.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Annotated, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from saboteur.extensions import Part, extensible
+from saboteur.outcomes.golden import Golden, confidence
+
+
+class Criterion(Part):
+    """Turns observations into outcomes."""
+
+    group: ClassVar[str] = "saboteur.criteria"
+
+    @property
+    def name(self) -> str:
+        """How tables call it; distinct for distinct settings."""
+        settings = self.model_dump(exclude={"kind"}, exclude_defaults=True)
+        return self.kind + (f"({', '.join(f'{k}={v}' for k, v in settings.items())})" if settings else "")
+
+    @abstractmethod
+    def check(self, golden: Golden) -> None:
+        """Refuse a golden run that the criterion cannot be applied to.
+
+        Raises:
+            TargetError: saying what is missing.
+        """
+
+
+class InferenceCriterion(Criterion):
+    """Judges one faulty output against the golden output of the same input."""
+
+    @abstractmethod
+    def sdc(self, golden: Golden, inputs: NDArray[np.int64], outputs: NDArray) -> NDArray[np.bool_]:
+        """Which of the faulty ``outputs`` [n, ...], all finite, of ``inputs`` [n] are SDC."""
+
+    def radius(self, golden: Golden) -> NDArray[np.float64]:
+        """How far every output of each input may certainly move without being SDC: [inputs].
+
+        An engine that proves a smaller deviation need not compute the output. 0 means: always compute it.
+        """
+        return np.zeros(golden.inputs)
+
+
+class FaultCriterion(Criterion):
+    """Judges a fault by what it did over the whole workload."""
+
+    @abstractmethod
+    def sdc_faults(
+        self,
+        golden: Golden,
+        correct: NDArray[np.int64],
+        golden_correct: NDArray[np.int64],
+        inferences: NDArray[np.int64],
+    ) -> NDArray[np.bool_]:
+        """Which faults are SDC.
+
+        Args:
+            golden: the golden run.
+            correct: [faults] right answers with the fault.
+            golden_correct: [faults] right answers of the golden run on the same inputs.
+            inferences: [faults] how many inputs each fault met.
+        """
+
+
+class Sdc1(InferenceCriterion):
+    """SDC-1: the top-1 class differs from the golden top-1 (Li et al., SC 2017)."""
+
+    kind: str = "sdc-1"
+
+    def check(self, golden: Golden) -> None:
+        """Needs class scores."""
+        golden.require_classes(self.kind)
+
+    def sdc(self, golden: Golden, inputs: NDArray[np.int64], outputs: NDArray) -> NDArray[np.bool_]:
+        """Top-1 differs."""
+        return outputs.argmax(axis=1) != golden.top1[inputs]
+
+    def radius(self, golden: Golden) -> NDArray[np.float64]:
+        """Half the margin between the golden top-1 and the runner-up."""
+        return _margin(golden, 1) / 2
+
+
+class TopK(InferenceCriterion):
+    """The faulty top-k no longer holds the golden top-1."""
+
+    kind: str = "top-k"
+    k: Annotated[int, Field(ge=1)] = 5
+
+    def check(self, golden: Golden) -> None:
+        """Needs class scores, more than k of them."""
+        golden.require_classes(self.name)
+
+    def sdc(self, golden: Golden, inputs: NDArray[np.int64], outputs: NDArray) -> NDArray[np.bool_]:
+        """The golden top-1 has at least k better (or equal and earlier) classes."""
+        top1 = golden.top1[inputs]
+        score = np.take_along_axis(outputs, top1[:, None], axis=1)
+        earlier = np.arange(outputs.shape[1]) < top1[:, None]
+        return ((outputs > score) | ((outputs == score) & earlier)).sum(axis=1) >= self.k
+
+    def radius(self, golden: Golden) -> NDArray[np.float64]:
+        """Half the margin between the golden top-1 and the golden class k + 1."""
+        return _margin(golden, self.k) / 2
+
+
+class Sdc5(InferenceCriterion):
+    """SDC-5: the faulty top-1 is not among the golden top-5 (Li et al., SC 2017)."""
+
+    kind: str = "sdc-5"
+
+    def check(self, golden: Golden) -> None:
+        """Needs class scores."""
+        golden.require_classes(self.kind)
+
+    def sdc(self, golden: Golden, inputs: NDArray[np.int64], outputs: NDArray) -> NDArray[np.bool_]:
+        """Top-1 outside of the golden five."""
+        return (golden.ranked[inputs, :5] != outputs.argmax(axis=1)[:, None]).all(axis=1)
+
+    def radius(self, golden: Golden) -> NDArray[np.float64]:
+        """Half the margin between the golden top-1 and the sixth class."""
+        return _margin(golden, 5) / 2
+
+
+class ConfidenceChange(InferenceCriterion):
+    """The top-1 confidence changes by more than ``percent`` % of its golden value (Li et al., SC 2017)."""
+
+    kind: str = "confidence_change"
+    percent: Annotated[float, Field(gt=0)]
+
+    def check(self, golden: Golden) -> None:
+        """Needs class scores."""
+        golden.require_classes(self.name)
+
+    def sdc(self, golden: Golden, inputs: NDArray[np.int64], outputs: NDArray) -> NDArray[np.bool_]:
+        """Relative change beyond the limit."""
+        before = golden.confidence[inputs]
+        return np.abs(confidence(outputs, golden.kind) - before) > self.percent / 100 * before
+
+    def radius(self, golden: Golden) -> NDArray[np.float64]:
+        """For logits moved by at most d, confidence changes at most by the factor exp(2d)."""
+        share = self.percent / 100
+        if golden.kind == "logits":
+            return np.full(golden.inputs, np.log1p(share) / 2)
+        return share * golden.confidence
+
+
+class Sdc10Percent(ConfidenceChange):
+    """SDC-10 %: the top-1 confidence changes by more than a tenth of its golden value (Li et al., SC 2017)."""
+
+    kind: str = "sdc-10%"
+    percent: Annotated[float, Field(gt=0)] = 10.0
+
+
+class Sdc20Percent(ConfidenceChange):
+    """SDC-20 %: the top-1 confidence changes by more than a fifth of its golden value (Li et al., SC 2017)."""
+
+    kind: str = "sdc-20%"
+    percent: Annotated[float, Field(gt=0)] = 20.0
+
+
+class NumericError(InferenceCriterion):
+    """The output moves by more than ``tolerance``.
+
+    ``max_abs`` is the largest absolute difference, ``rmse`` the root of the mean squared difference over the
+    output, ``relative`` the largest absolute difference as a share of the largest golden absolute output.
+    """
+
+    kind: str = "numeric_error"
+    metric: Literal["max_abs", "rmse", "relative"] = "max_abs"
+    tolerance: Annotated[float, Field(ge=0)]
+
+    def check(self, golden: Golden) -> None:
+        """Takes any output."""
+
+    def sdc(self, golden: Golden, inputs: NDArray[np.int64], outputs: NDArray) -> NDArray[np.bool_]:
+        """Error beyond the tolerance."""
+        before = golden.outputs[inputs].reshape(len(inputs), -1).astype(np.float64)
+        error = outputs.reshape(len(inputs), -1).astype(np.float64) - before
+        if self.metric == "rmse":
+            return np.sqrt((error**2).mean(axis=1)) > self.tolerance
+        scale = np.abs(before).max(axis=1) if self.metric == "relative" else 1.0
+        return np.abs(error).max(axis=1) > self.tolerance * scale
+
+    def radius(self, golden: Golden) -> NDArray[np.float64]:
+        """The tolerance, times the largest golden output where it is relative."""
+        scale = np.abs(golden.outputs).reshape(golden.inputs, -1).max(axis=1)
+        return self.tolerance * (scale if self.metric == "relative" else np.ones(golden.inputs))
+
+
+class AccuracyDrop(FaultCriterion):
+    """The accuracy with the fault lies more than ``tolerance`` (0 to 1) below the golden accuracy."""
+
+    kind: str = "accuracy_drop"
+    tolerance: Annotated[float, Field(ge=0, le=1)] = 0.0
+
+    def check(self, golden: Golden) -> None:
+        """Needs class scores and labels."""
+        golden.require_classes(self.name)
+        golden.require_labels(self.name)
+
+    def sdc_faults(
+        self,
+        golden: Golden,
+        correct: NDArray[np.int64],
+        golden_correct: NDArray[np.int64],
+        inferences: NDArray[np.int64],
+    ) -> NDArray[np.bool_]:
+        """Compare in whole answers, so that a drop of exactly the tolerance still passes."""
+        return (golden_correct - correct) > self.tolerance * inferences + 1e-9
+
+
+AnyCriterion = extensible(Criterion)
+STANDARD = (Sdc1(), Sdc5(), Sdc10Percent(), Sdc20Percent())
+
+
+def _margin(golden: Golden, k: int) -> NDArray[np.float64]:
+    scores = np.take_along_axis(golden.outputs, golden.ranked, axis=1).astype(np.float64)
+    if scores.shape[1] <= k:
+        return np.full(golden.inputs, np.inf)
+    return scores[:, 0] - scores[:, k]

@@ -1,0 +1,114 @@
+"""The golden run: what the fault-free system answers, against which every injection is compared."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import softmax
+
+from saboteur.errors import TargetError
+
+OutputKind = Literal["logits", "probabilities", "values"]
+
+
+@dataclass(frozen=True)
+class Golden:
+    """The fault-free outputs for every input of the workload.
+
+    Attributes:
+        outputs: [inputs, ...] what the system gives for each input.
+        labels: int64 [inputs], the true classes, where they are known.
+        kind: how the outputs are read: class logits, class probabilities or plain values.
+        environment: device, library and kernel versions that could change the outputs.
+    """
+
+    outputs: NDArray
+    labels: NDArray[np.int64] | None = None
+    kind: OutputKind = "logits"
+    environment: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not np.isfinite(self.outputs).all():
+            bad = int((~np.isfinite(self.outputs).reshape(self.inputs, -1).all(axis=1)).sum())
+            raise TargetError(
+                f"golden run: the outputs for {bad} of {self.inputs} inputs hold NaN or infinity; a fault-free "
+                "run must be finite"
+            )
+        if self.labels is not None and len(self.labels) != self.inputs:
+            raise TargetError(
+                f"labels: {len(self.labels)} labels for {self.inputs} inputs; there must be one each"
+            )
+
+    @property
+    def inputs(self) -> int:
+        """How many inputs the workload has."""
+        return len(self.outputs)
+
+    @cached_property
+    def digest(self) -> str:
+        """A hash of outputs, labels and environment; results of different golden runs do not merge."""
+        digest = hashlib.sha256()
+        for part in (self.outputs, self.labels):
+            if part is not None:
+                digest.update(f"{part.dtype}{part.shape}".encode())
+                digest.update(np.ascontiguousarray(part).tobytes())
+        digest.update(repr((self.kind, sorted(self.environment.items()))).encode())
+        return digest.hexdigest()[:16]
+
+    def require_classes(self, asked_by: str) -> None:
+        """Refuse outputs that are not class scores [inputs, classes].
+
+        Raises:
+            TargetError: naming who asked and what the outputs are.
+        """
+        if self.kind == "values" or self.outputs.ndim != 2 or self.outputs.shape[1] < 2:
+            raise TargetError(
+                f"criteria: {asked_by} needs class logits or probabilities of shape [inputs, classes]; the target "
+                f"gives {self.kind} of shape {list(self.outputs.shape)}"
+            )
+
+    def require_labels(self, asked_by: str) -> None:
+        """Refuse a workload without true classes.
+
+        Raises:
+            TargetError: naming who asked.
+        """
+        if self.labels is None:
+            raise TargetError(f"criteria: {asked_by} needs labels, and the workload has none")
+
+    @cached_property
+    def top1(self) -> NDArray[np.int64]:
+        """The answered class of each input; the lowest index wins a tie."""
+        return self.outputs.argmax(axis=1)
+
+    @cached_property
+    def ranked(self) -> NDArray[np.int64]:
+        """Classes from the highest score to the lowest; the lowest index wins a tie: [inputs, classes]."""
+        return np.argsort(-self.outputs, axis=1, kind="stable")
+
+    @cached_property
+    def confidence(self) -> NDArray[np.float64]:
+        """The probability of the answered class of each input."""
+        return confidence(self.outputs, self.kind)
+
+    @cached_property
+    def correct(self) -> NDArray[np.bool_]:
+        """Whether each answer is the true class."""
+        self.require_labels("accuracy")
+        return self.top1 == self.labels
+
+    @property
+    def accuracy(self) -> float:
+        """The golden accuracy, 0 to 1."""
+        return float(self.correct.mean())
+
+
+def confidence(outputs: NDArray, kind: OutputKind) -> NDArray[np.float64]:
+    """The probability of the highest class of each row of finite scores."""
+    scores = outputs.astype(np.float64)
+    return (softmax(scores, axis=1) if kind == "logits" else scores).max(axis=1)

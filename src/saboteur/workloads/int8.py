@@ -1,0 +1,307 @@
+r"""Layers that compute in integers only, and post-training static quantisation into them.
+
+The arithmetic is that of Jacob et al., *Quantization and Training of Neural Networks for Efficient
+Integer-Arithmetic-Only Inference* (CVPR 2018), with signed eight-bit values and one weight scale per output
+channel (Krishnamoorthi, *Quantizing deep convolutional networks for efficient inference*, 2018, section 3.1.2).
+Every step is exact, so that a hardware description of it matches bit for bit:
+
+* A real number *r* is held as an integer *q* with ``r = S (q − Z)`` (Jacob et al., equation 1). Activations
+  have one scale *S* and zero point *Z* a tensor, ``−128 <= q, Z <= 127``; weights have a scale *S_w* for each
+  output channel, ``Z = 0`` and ``−127 <= q <= 127``; biases have ``S = S_x S_w`` and ``Z = 0`` (equation 11).
+* The accumulator of output channel *o* is ``a = bias[o] + Σ weight[o, i] (x[i] − Z_x)`` (equation 7 with a weight
+  zero point of 0), kept as 32-bit two's complement: it wraps modulo 2³². Padding holds *Z_x*, which is the
+  real number 0.
+* The output is ``y = clamp(Z_y + round(a M[o]), low, 127)``, where ``M[o] = S_x S_w[o] / S_y`` (equation 5) is
+  held as a multiplier and a right shift, ``M ≈ multiplier · 2^−(31 + shift)`` with
+  ``2³⁰ <= multiplier < 2³¹`` (equation 6). The product is kept in 64 bits and rounded **once**, to nearest with
+  **halves away from zero**: with ``n = 31 + shift`` and ``p = a · multiplier``,
+  ``round = (p + 2^(n−1) − (p < 0)) >> n``, an arithmetic shift. (gemmlowp and TensorFlow Lite's default kernels
+  round twice, after 31 bits and after the shift, and so can differ by one.)
+* ``low`` is *Z_y* where a ReLU is fused into the layer (section 2.4), and −128 elsewhere.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from saboteur.errors import TargetError
+
+INT8_MIN, INT8_MAX = -128, 127
+WEIGHT_MAX = 127
+INT32_MIN, INT32_MAX = -(2**31), 2**31 - 1
+MULTIPLIER_FRACTION_BITS = 31
+SHIFT_MASK = 31
+
+
+@dataclass(frozen=True, slots=True)
+class AffineScale:
+    """The affine map ``real = scale · (q − zero_point)`` of one int8 tensor (Jacob et al., equation 1).
+
+    Attributes:
+        scale: Real step between neighbouring integers, positive, representable in float32.
+        zero_point: The integer that stands for 0.0, in [−128, 127].
+    """
+
+    scale: float
+    zero_point: int
+
+    @classmethod
+    def covering(cls, lowest: float, highest: float) -> AffineScale:
+        """Return the finest map onto [−128, 127] that covers ``[lowest, highest]`` and 0.
+
+        0.0 falls exactly on an integer, as padding and ReLU need it (Jacob et al., section 3.1).
+
+        Raises:
+            TargetError: If the range is empty (only 0) or not finite.
+        """
+        lowest, highest = min(lowest, 0.0), max(highest, 0.0)
+        if not 0 < highest - lowest < math.inf:
+            raise TargetError(
+                f"activations range over [{lowest}, {highest}]; need a finite range wider than 0"
+            )
+        scale = torch.tensor((highest - lowest) / (INT8_MAX - INT8_MIN), dtype=torch.float32).item()
+        zero_point = round(INT8_MIN - lowest / scale)
+        return cls(scale, max(INT8_MIN, min(INT8_MAX, zero_point)))
+
+
+def fixed_point(factors: Tensor) -> tuple[Tensor, Tensor]:
+    """Split real factors into a Q31 multiplier and a right shift (Jacob et al., equation 6).
+
+    Args:
+        factors: float64 of any shape, each in (2⁻³², 1).
+
+    Returns:
+        ``multiplier`` (int32, in [2³⁰, 2³¹)) and ``shift`` (int8, in [0, 31]), of the same shape, with
+        ``factors ≈ multiplier · 2^−(31 + shift)`` to within a relative error of 2⁻³¹.
+
+    Raises:
+        TargetError: If a factor is outside that range.
+    """
+    mantissa, exponent = torch.frexp(factors.double())
+    multiplier = torch.round(torch.ldexp(mantissa, torch.tensor(MULTIPLIER_FRACTION_BITS))).to(torch.int64)
+    carried = multiplier == 2**MULTIPLIER_FRACTION_BITS
+    multiplier = torch.where(carried, multiplier // 2, multiplier)
+    shift = -(exponent.to(torch.int64) + carried)
+    if bool(((factors <= 0) | (shift < 0) | (shift > SHIFT_MASK)).any()):
+        raise TargetError(f"requantisation factors must lie in (2**-32, 1), got {factors.flatten().tolist()}")
+    return multiplier.to(torch.int32), shift.to(torch.int8)
+
+
+def requantize(
+    accumulators: Tensor, multiplier: Tensor, shift: Tensor, zero_point: Tensor, low: Tensor | int = INT8_MIN
+) -> Tensor:
+    """Scale 32-bit accumulators to int8: ``clamp(zero_point + round(a · multiplier · 2^−(31 + shift)), low, 127)``.
+
+    Rounds once, to nearest, halves away from zero. Total for every bit pattern of its operands, as hardware is:
+    the shifter reads the five lowest bits of ``shift``.
+
+    Args:
+        accumulators: int32, any shape.
+        multiplier: int32, broadcastable to ``accumulators``.
+        shift: int8, broadcastable likewise.
+        zero_point: int8 scalar.
+        low: Lowest output, in [−128, 127]; the zero point where a ReLU is fused.
+
+    Returns:
+        int8 of the shape of ``accumulators``.
+    """
+    bits = MULTIPLIER_FRACTION_BITS + (shift.to(torch.int64) & SHIFT_MASK)
+    product = accumulators.to(torch.int64) * multiplier
+    half = torch.ones_like(bits) << (bits - 1)
+    rounded = (product + half + (product >> 63)) >> bits
+    return (rounded + zero_point).clamp(low, INT8_MAX).to(torch.int8)
+
+
+class Quantize(nn.Module):
+    """Turn real inputs into int8: ``q = clamp(round(r / scale) + zero_point, −128, 127)``.
+
+    The division is one float32 operation; halves are rounded away from zero; NaN is read as 0.0.
+    """
+
+    scale: Tensor
+    zero_point: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("scale", torch.ones((), dtype=torch.float32))
+        self.register_buffer("zero_point", torch.zeros((), dtype=torch.int8))
+
+    def forward(self, reals: Tensor) -> Tensor:
+        """Return int8 of the shape of ``reals`` (float32)."""
+        # float64 holds every float32 plus one half exactly.
+        steps = torch.nan_to_num(reals / self.scale, nan=0.0).double()
+        rounded = torch.trunc(steps + torch.copysign(torch.full_like(steps, 0.5), steps))
+        return (rounded + self.zero_point).clamp(INT8_MIN, INT8_MAX).to(torch.int8)
+
+
+class Dequantize(nn.Module):
+    """Turn int8 into real numbers: ``r = scale · (q − zero_point)`` in float32."""
+
+    scale: Tensor
+    zero_point: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("scale", torch.ones((), dtype=torch.float32))
+        self.register_buffer("zero_point", torch.zeros((), dtype=torch.int8))
+
+    def forward(self, integers: Tensor) -> Tensor:
+        """Return float32 of the shape of ``integers`` (int8)."""
+        return (integers.to(torch.float32) - self.zero_point) * self.scale
+
+
+class _Int8Layer(nn.Module):
+    """Weights, bias and requantisation constants of one layer; see the module's text for the formulas.
+
+    Attributes:
+        weight: int8 ``[outputs, ...]``, a parameter.
+        bias: int32 ``[outputs]``, a parameter.
+        multiplier: int32 ``[outputs]``, a buffer.
+        shift: int8 ``[outputs]``, a buffer.
+        input_zero_point: int8 scalar, a buffer.
+        output_zero_point: int8 scalar, a buffer.
+        relu: Whether a ReLU is fused into the layer.
+    """
+
+    multiplier: Tensor
+    shift: Tensor
+    input_zero_point: Tensor
+    output_zero_point: Tensor
+
+    def __init__(self, weight_shape: tuple[int, ...], relu: bool) -> None:
+        super().__init__()
+        outputs = weight_shape[0]
+        self.relu = relu
+        self.weight = nn.Parameter(torch.zeros(weight_shape, dtype=torch.int8), requires_grad=False)
+        self.bias = nn.Parameter(torch.zeros(outputs, dtype=torch.int32), requires_grad=False)
+        self.register_buffer("multiplier", torch.full((outputs,), 2**30, dtype=torch.int32))
+        self.register_buffer("shift", torch.zeros(outputs, dtype=torch.int8))
+        self.register_buffer("input_zero_point", torch.zeros((), dtype=torch.int8))
+        self.register_buffer("output_zero_point", torch.zeros((), dtype=torch.int8))
+
+    def _centred(self, inputs: Tensor) -> Tensor:
+        """Return ``x − Z_x``; float64 holds these integers, and all their sums of products, exactly."""
+        return inputs.double() - self.input_zero_point
+
+    def _finish(self, products: Tensor) -> Tensor:
+        """Add the bias to sums of products (float64 ``[batch, outputs, *positions]``) and requantise."""
+        channel = (-1, *[1] * (products.dim() - 2))
+        # Casting to int32 keeps the low 32 bits: the accumulator wraps.
+        accumulators = (products.to(torch.int64) + self.bias.view(channel)).to(torch.int32)
+        low = self.output_zero_point if self.relu else INT8_MIN
+        return requantize(
+            accumulators, self.multiplier.view(channel), self.shift.view(channel), self.output_zero_point, low
+        )
+
+
+class Int8Linear(_Int8Layer):
+    """Fully connected layer on int8 ``[batch, in_features]``, with int8 result ``[batch, out_features]``."""
+
+    def __init__(self, in_features: int, out_features: int, *, relu: bool = False) -> None:
+        super().__init__((out_features, in_features), relu)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return int8 ``[batch, out_features]``."""
+        return self._finish(F.linear(self._centred(inputs), self.weight.double()))
+
+
+class Int8Conv2d(_Int8Layer):
+    """Convolution on int8 ``[batch, in_channels, height, width]``; pads with the input's zero point."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        *,
+        stride: int = 1,
+        padding: int = 0,
+        relu: bool = False,
+    ) -> None:
+        super().__init__((out_channels, in_channels, kernel_size, kernel_size), relu)
+        self.kernel_size, self.stride, self.padding = kernel_size, stride, padding
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return int8 ``[batch, out_channels, out_height, out_width]``."""
+        height, width = (
+            (size + 2 * self.padding - self.kernel_size) // self.stride + 1 for size in inputs.shape[2:]
+        )
+        patches = F.unfold(self._centred(inputs), self.kernel_size, padding=self.padding, stride=self.stride)
+        products = self.weight.double().flatten(1) @ patches
+        return self._finish(products.unflatten(2, (height, width)))
+
+
+def quantize_statically(int8_model: nn.Module, model: nn.Module, calibration_inputs: Tensor) -> None:
+    """Fill ``int8_model`` with the quantised weights of ``model``: post-training static quantisation.
+
+    The range of each layer's output is its minimum and maximum over ``calibration_inputs`` (from 0 where a ReLU is
+    fused). Layers are paired by name; they must form a chain, in the order in which ``int8_model`` registers
+    them, between a :class:`Quantize` called ``quantize`` and a :class:`Dequantize` called ``dequantize``. What
+    lies between two layers may only move or select values (flatten, max pooling).
+
+    Args:
+        int8_model: Chain of :class:`Int8Conv2d` and :class:`Int8Linear`, changed in place.
+        model: The trained network, with ``nn.Conv2d`` or ``nn.Linear`` of the same names.
+        calibration_inputs: Representative float32 inputs of ``model``, ``[n, ...]``.
+
+    Raises:
+        TargetError: If a layer's output is constant zero or not finite, or a scale falls out of range.
+    """
+    layers = {name: layer for name, layer in int8_model.named_modules() if isinstance(layer, _Int8Layer)}
+    outputs = _observe(model, layers, calibration_inputs)
+    current = AffineScale.covering(*_range(calibration_inputs))
+    _set_scale(int8_model.get_submodule("quantize"), current)
+    for name, layer in layers.items():
+        lowest, highest = _range(outputs[name])
+        following = AffineScale.covering(0.0 if layer.relu else lowest, highest)
+        _fill(layer, model.get_submodule(name), current, following)
+        current = following
+    _set_scale(int8_model.get_submodule("dequantize"), current)
+
+
+def _observe(model: nn.Module, names: dict[str, _Int8Layer], inputs: Tensor) -> dict[str, Tensor]:
+    outputs: dict[str, Tensor] = {}
+    hooks = [
+        model.get_submodule(name).register_forward_hook(
+            lambda _module, _inputs, output, name=name: outputs.__setitem__(name, output)
+        )
+        for name in names
+    ]
+    try:
+        with torch.no_grad():
+            model(inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return outputs
+
+
+def _range(values: Tensor) -> tuple[float, float]:
+    lowest, highest = torch.aminmax(values)
+    return lowest.item(), highest.item()
+
+
+def _set_scale(module: nn.Module, affine: AffineScale) -> None:
+    module.scale.fill_(affine.scale)
+    module.zero_point.fill_(affine.zero_point)
+
+
+def _fill(layer: _Int8Layer, source: nn.Module, before: AffineScale, after: AffineScale) -> None:
+    weight, bias = source.weight.detach().double(), source.bias.detach().double()
+    largest = weight.flatten(1).abs().amax(dim=1)
+    # A channel without weights may have any scale; 1 keeps the arithmetic defined.
+    weight_scale = torch.where(largest > 0, largest / WEIGHT_MAX, torch.ones_like(largest))
+    per_output = weight_scale.view(-1, *[1] * (weight.dim() - 1))
+    layer.weight.copy_(torch.round(weight / per_output).to(torch.int8))
+    accumulator_scale = before.scale * weight_scale
+    layer.bias.copy_(torch.round(bias / accumulator_scale).clamp(INT32_MIN, INT32_MAX).to(torch.int32))
+    multiplier, shift = fixed_point(accumulator_scale / after.scale)
+    layer.multiplier.copy_(multiplier)
+    layer.shift.copy_(shift)
+    layer.input_zero_point.fill_(before.zero_point)
+    layer.output_zero_point.fill_(after.zero_point)
