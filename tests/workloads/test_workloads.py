@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from saboteur import workloads
+from saboteur.errors import TargetError
 
 torch = pytest.importorskip("torch")
 
@@ -61,10 +62,10 @@ def test_loading_neither_draws_random_numbers_nor_shares_state():
 
 
 def test_unknown_name_is_refused_with_the_nearest_names():
-    with pytest.raises(ValueError, match=r"unknown workload 'digit-cnn'; did you mean digits-cnn"):
+    with pytest.raises(TargetError, match=r"unknown workload 'digit-cnn'; did you mean 'digits-cnn'"):
         workloads.load("digit-cnn")
-    with pytest.raises(ValueError, match=r"unknown workload 'resnet'; known workloads: .*digits-mlp6"):
-        workloads.metadata("resnet")
+    with pytest.raises(TargetError, match=r"unknown workload '\?'; known: .*digits-mlp6"):
+        workloads.metadata("?")
 
 
 def test_package_data_is_small_and_holds_no_pickle():

@@ -2,21 +2,21 @@ r"""Layers that compute in integers only, and post-training static quantisation 
 
 The arithmetic is that of Jacob et al., *Quantization and Training of Neural Networks for Efficient
 Integer-Arithmetic-Only Inference* (CVPR 2018), with signed eight-bit values and one weight scale per output
-channel (Krishnamoorthi, *Quantizing deep convolutional networks for efficient inference*, 2018, section 3.1.2).
-Every step is exact, so that a hardware description of it matches bit for bit:
+channel (Krishnamoorthi, *Quantizing deep convolutional networks for efficient inference*, 2018). Every step is
+exact, so that a hardware description of it matches bit for bit:
 
 * A real number *r* is held as an integer *q* with ``r = S (q − Z)`` (Jacob et al., equation 1). Activations
   have one scale *S* and zero point *Z* a tensor, ``−128 <= q, Z <= 127``; weights have a scale *S_w* for each
   output channel, ``Z = 0`` and ``−127 <= q <= 127``; biases have ``S = S_x S_w`` and ``Z = 0`` (equation 11).
-* The accumulator of output channel *o* is ``a = bias[o] + Σ weight[o, i] (x[i] − Z_x)`` (equation 7 with a weight
-  zero point of 0), kept as 32-bit two's complement: it wraps modulo 2³². Padding holds *Z_x*, which is the
-  real number 0.
+* The accumulator of output channel *o* is ``a = bias[o] + Σ weight[o, i] (x[i] − Z_x)`` (equation 4 with a
+  weight zero point of 0), kept as 32-bit two's complement: it wraps modulo 2³². Padding holds *Z_x*, which is
+  the real number 0.
 * The output is ``y = clamp(Z_y + round(a M[o]), low, 127)``, where ``M[o] = S_x S_w[o] / S_y`` (equation 5) is
   held as a multiplier and a right shift, ``M ≈ multiplier · 2^−(31 + shift)`` with
-  ``2³⁰ <= multiplier < 2³¹`` (equation 6). The product is kept in 64 bits and rounded **once**, to nearest with
-  **halves away from zero**: with ``n = 31 + shift`` and ``p = a · multiplier``,
-  ``round = (p + 2^(n−1) − (p < 0)) >> n``, an arithmetic shift. (gemmlowp and TensorFlow Lite's default kernels
-  round twice, after 31 bits and after the shift, and so can differ by one.)
+  ``2³⁰ <= multiplier < 2³¹`` (equation 6). The product is kept in 64 bits and rounded **once**, to nearest
+  with **halves away from zero**: with ``n = 31 + shift`` and ``p = a · multiplier``,
+  ``round = (p + 2^(n−1) − (p < 0)) >> n``, an arithmetic shift. (gemmlowp, and TensorFlow Lite unless built
+  for single rounding, round twice, after 31 bits and after the shift, and so can differ by one.)
 * ``low`` is *Z_y* where a ReLU is fused into the layer (section 2.4), and −128 elsewhere.
 """
 
@@ -73,7 +73,7 @@ def fixed_point(factors: Tensor) -> tuple[Tensor, Tensor]:
     """Split real factors into a Q31 multiplier and a right shift (Jacob et al., equation 6).
 
     Args:
-        factors: float64 of any shape, each in (2⁻³², 1).
+        factors: float64 of any shape, each in [2⁻³², 1).
 
     Returns:
         ``multiplier`` (int32, in [2³⁰, 2³¹)) and ``shift`` (int8, in [0, 31]), of the same shape, with
@@ -88,17 +88,18 @@ def fixed_point(factors: Tensor) -> tuple[Tensor, Tensor]:
     multiplier = torch.where(carried, multiplier // 2, multiplier)
     shift = -(exponent.to(torch.int64) + carried)
     if bool(((factors <= 0) | (shift < 0) | (shift > SHIFT_MASK)).any()):
-        raise TargetError(f"requantisation factors must lie in (2**-32, 1), got {factors.flatten().tolist()}")
+        raise TargetError(f"requantisation factors must lie in [2**-32, 1), got {factors.flatten().tolist()}")
     return multiplier.to(torch.int32), shift.to(torch.int8)
 
 
 def requantize(
     accumulators: Tensor, multiplier: Tensor, shift: Tensor, zero_point: Tensor, low: Tensor | int = INT8_MIN
 ) -> Tensor:
-    """Scale 32-bit accumulators to int8: ``clamp(zero_point + round(a · multiplier · 2^−(31 + shift)), low, 127)``.
+    """Scale 32-bit accumulators *a* to int8.
 
-    Rounds once, to nearest, halves away from zero. Total for every bit pattern of its operands, as hardware is:
-    the shifter reads the five lowest bits of ``shift``.
+    Returns ``clamp(zero_point + round(a · multiplier · 2^−(31 + shift)), low, 127)``, rounded once, to nearest,
+    halves away from zero. Total for every bit pattern of its operands, as hardware is: the shifter reads the
+    five lowest bits of ``shift``.
 
     Args:
         accumulators: int32, any shape.
@@ -114,7 +115,7 @@ def requantize(
     product = accumulators.to(torch.int64) * multiplier
     half = torch.ones_like(bits) << (bits - 1)
     rounded = (product + half + (product >> 63)) >> bits
-    return (rounded + zero_point).clamp(low, INT8_MAX).to(torch.int8)
+    return (rounded + zero_point).clamp(min=low).clamp(max=INT8_MAX).to(torch.int8)
 
 
 class Quantize(nn.Module):
@@ -239,10 +240,10 @@ class Int8Conv2d(_Int8Layer):
 def quantize_statically(int8_model: nn.Module, model: nn.Module, calibration_inputs: Tensor) -> None:
     """Fill ``int8_model`` with the quantised weights of ``model``: post-training static quantisation.
 
-    The range of each layer's output is its minimum and maximum over ``calibration_inputs`` (from 0 where a ReLU is
-    fused). Layers are paired by name; they must form a chain, in the order in which ``int8_model`` registers
-    them, between a :class:`Quantize` called ``quantize`` and a :class:`Dequantize` called ``dequantize``. What
-    lies between two layers may only move or select values (flatten, max pooling).
+    The range of each layer's output is its minimum and maximum over ``calibration_inputs`` (from 0 where a
+    ReLU is fused). Layers are paired by name; they must form a chain, in the order in which ``int8_model``
+    registers them, between a :class:`Quantize` called ``quantize`` and a :class:`Dequantize` called
+    ``dequantize``. What lies between two layers may only move or select values (flatten, max pooling).
 
     Args:
         int8_model: Chain of :class:`Int8Conv2d` and :class:`Int8Linear`, changed in place.

@@ -24,7 +24,10 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from saboteur import workloads
+from saboteur.errors import near
 from saboteur.workloads import models
+from saboteur.workloads.int8 import quantize_statically
 
 DATA = Path(__file__).parent / "data"
 IMAGE_SHAPE = (1, 8, 8)
@@ -60,15 +63,23 @@ class Recipe:
 
 RECIPES = {
     "digits-cnn": Recipe("CNN: two 3×3 convolutions with ReLU, max pooling, one fully connected layer."),
-    "digits-mlp6": Recipe("Multilayer perceptron: six fully connected layers with ReLU between them."),
+    "digits-mlp6": Recipe(
+        "Multilayer perceptron: six fully connected layers with ReLU between them.", batch_size=16
+    ),
     "digits-lenet7": Recipe("LeNet-style CNN: conv, pool, conv, pool and three fully connected layers."),
     "digits-gru": Recipe(
-        "GRU of 32 units that reads an image row by row, then a fully connected layer.", ROWS_SHAPE
+        "GRU of 32 units that reads an image row by row, then a fully connected layer.",
+        ROWS_SHAPE,
+        batch_size=16,
     ),
     "digits-lstm": Recipe(
-        "LSTM of 32 units that reads an image row by row, then a fully connected layer.", ROWS_SHAPE
+        "LSTM of 32 units that reads an image row by row, then a fully connected layer.",
+        ROWS_SHAPE,
+        batch_size=16,
     ),
 }
+
+QUANTIZED_FROM = {f"{name}-int8": name for name in ("digits-cnn", "digits-mlp6", "digits-lenet7")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +133,19 @@ def train(name: str, training: Split) -> nn.Module:
     return model.requires_grad_(False).eval()
 
 
+def quantize(name: str, training: Split) -> nn.Module:
+    """Return the int8 network called ``name``, quantised from its shipped float network.
+
+    The training images calibrate the ranges of the activations.
+    """
+    source = workloads.load(QUANTIZED_FROM[name])
+    model = models.ARCHITECTURES[name]()
+    calibration_inputs, _ = training.tensors(source.inputs.shape[1:])
+    with _one_thread():
+        quantize_statically(model, source.model, calibration_inputs)
+    return model.eval()
+
+
 def accuracy(model: nn.Module, inputs: Tensor, labels: Tensor) -> float:
     """Return the fraction of ``inputs [n, ...]`` whose largest logit is at the label ``[n]``."""
     with torch.inference_mode(), _one_thread():
@@ -130,15 +154,22 @@ def accuracy(model: nn.Module, inputs: Tensor, labels: Tensor) -> float:
 
 def write(name: str, model: nn.Module, test: Split, folder: Path = DATA) -> dict[str, Any]:
     """Write the weights to ``NAME.npz`` and the metadata to ``NAME.json``; return the metadata."""
-    recipe = RECIPES[name]
+    if name in QUANTIZED_FROM:
+        source = QUANTIZED_FROM[name]
+        origin: dict[str, Any] = {
+            "description": f"{source} after post-training quantisation to int8, computed in integers.",
+            "input_shape": RECIPES[source].input_shape,
+            "quantized_from": source,
+        }
+    else:
+        origin = {**asdict(RECIPES[name]), "optimizer": "AdamW, cosine annealing"}
     state = {key: tensor.numpy() for key, tensor in model.state_dict().items()}
     np.savez_compressed(folder / f"{name}.npz", **state)
     record = {
         "name": name,
-        "accuracy": accuracy(model, *test.tensors(recipe.input_shape)),
+        "accuracy": accuracy(model, *test.tensors(origin["input_shape"])),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        **asdict(recipe),
-        "optimizer": "AdamW, cosine annealing",
+        **origin,
         "torch": torch.__version__,
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "scikit_learn": sklearn.__version__,
@@ -194,15 +225,17 @@ def _one_thread() -> Iterator[None]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train the networks named on the command line and write them into the package."""
+    known = [*RECIPES, *QUANTIZED_FROM]
     parser = argparse.ArgumentParser(prog="python -m saboteur.workloads.train", description=main.__doc__)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"one of {', '.join(RECIPES)}; default: all")
-    chosen = parser.parse_args(arguments).names or list(RECIPES)
-    if unknown := [name for name in chosen if name not in RECIPES]:
-        parser.error(f"unknown network {unknown[0]!r}; choose from {', '.join(RECIPES)}")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"one of {', '.join(known)}; default: all")
+    chosen = parser.parse_args(arguments).names or known
+    if unknown := [name for name in chosen if name not in known]:
+        parser.error(f"unknown network {unknown[0]!r}{near(unknown[0], known)}")
     training, test = split_digits()
     write_test_set(test)
-    for name in chosen:
-        record = write(name, train(name, training), test)
+    for name in sorted(chosen, key=known.index):
+        model = train(name, training) if name in RECIPES else quantize(name, training)
+        record = write(name, model, test)
         print(f"{name}: accuracy {record['accuracy']:.4f}, {record['parameters']} parameters")
 
 
