@@ -56,9 +56,7 @@ class Workload:
 
 def names() -> list[str]:
     """Return the names of all workloads, sorted."""
-    return sorted(
-        entry.name.removesuffix(".json") for entry in _DATA.iterdir() if entry.name.endswith(".json")
-    )
+    return sorted(entry.name.removesuffix(".json") for entry in _DATA.iterdir() if entry.name.endswith(".json"))
 
 
 def metadata(name: str) -> dict[str, Any]:

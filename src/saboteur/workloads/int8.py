@@ -2,7 +2,7 @@ r"""Layers that compute in integers only, and post-training static quantisation 
 
 The arithmetic is that of Jacob et al., *Quantization and Training of Neural Networks for Efficient
 Integer-Arithmetic-Only Inference* (CVPR 2018), with signed eight-bit values and one weight scale per output
-channel (Krishnamoorthi, *Quantizing deep convolutional networks for efficient inference*, 2018). Every step is
+channel (Krishnamoorthi, *Quantizing deep convolutional networks for efficient inference*, 2018). All steps are
 exact, so that a hardware description of it matches bit for bit:
 
 * A real number *r* is held as an integer *q* with ``r = S (q − Z)`` (Jacob et al., equation 1). Activations
@@ -11,7 +11,7 @@ exact, so that a hardware description of it matches bit for bit:
 * The accumulator of output channel *o* is ``a = bias[o] + Σ weight[o, i] (x[i] − Z_x)`` (equation 4 with a
   weight zero point of 0), kept as 32-bit two's complement: it wraps modulo 2³². Padding holds *Z_x*, which is
   the real number 0.
-* The output is ``y = clamp(Z_y + round(a M[o]), low, 127)``, where ``M[o] = S_x S_w[o] / S_y`` (equation 5) is
+* The output is ``y = clamp(Z_y + round(a M[o]), low, 127)``; ``M[o] = S_x S_w[o] / S_y`` (equation 5) is
   held as a multiplier and a right shift, ``M ≈ multiplier · 2^−(31 + shift)`` with
   ``2³⁰ <= multiplier < 2³¹`` (equation 6). The product is kept in 64 bits and rounded **once**, to nearest
   with **halves away from zero**: with ``n = 31 + shift`` and ``p = a · multiplier``,
@@ -61,9 +61,7 @@ class AffineScale:
         """
         lowest, highest = min(lowest, 0.0), max(highest, 0.0)
         if not 0 < highest - lowest < math.inf:
-            raise TargetError(
-                f"activations range over [{lowest}, {highest}]; need a finite range wider than 0"
-            )
+            raise TargetError(f"activations range over [{lowest}, {highest}]; need a finite range wider than 0")
         scale = torch.tensor((highest - lowest) / (INT8_MAX - INT8_MIN), dtype=torch.float32).item()
         zero_point = round(INT8_MIN - lowest / scale)
         return cls(scale, max(INT8_MIN, min(INT8_MAX, zero_point)))
@@ -97,8 +95,8 @@ def requantize(
 ) -> Tensor:
     """Scale 32-bit accumulators *a* to int8.
 
-    Returns ``clamp(zero_point + round(a · multiplier · 2^−(31 + shift)), low, 127)``, rounded once, to nearest,
-    halves away from zero. Total for every bit pattern of its operands, as hardware is: the shifter reads the
+    The result is ``clamp(zero_point + round(a · multiplier · 2^−(31 + shift)), low, 127)``, rounded once, to
+    nearest, halves away from zero. Defined for every bit pattern, as hardware is: the shifter reads the
     five lowest bits of ``shift``.
 
     Args:
@@ -229,9 +227,7 @@ class Int8Conv2d(_Int8Layer):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return int8 ``[batch, out_channels, out_height, out_width]``."""
-        height, width = (
-            (size + 2 * self.padding - self.kernel_size) // self.stride + 1 for size in inputs.shape[2:]
-        )
+        height, width = ((size + 2 * self.padding - self.kernel_size) // self.stride + 1 for size in inputs.shape[2:])
         patches = F.unfold(self._centred(inputs), self.kernel_size, padding=self.padding, stride=self.stride)
         products = self.weight.double().flatten(1) @ patches
         return self._finish(products.unflatten(2, (height, width)))

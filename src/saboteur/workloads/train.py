@@ -63,9 +63,7 @@ class Recipe:
 
 RECIPES = {
     "digits-cnn": Recipe("CNN: two 3×3 convolutions with ReLU, max pooling, one fully connected layer."),
-    "digits-mlp6": Recipe(
-        "Multilayer perceptron: six fully connected layers with ReLU between them.", batch_size=16
-    ),
+    "digits-mlp6": Recipe("Multilayer perceptron: six fully connected layers with ReLU between them.", batch_size=16),
     "digits-lenet7": Recipe("LeNet-style CNN: conv, pool, conv, pool and three fully connected layers."),
     "digits-gru": Recipe(
         "GRU of 32 units that reads an image row by row, then a fully connected layer.",
@@ -117,9 +115,7 @@ def train(name: str, training: Split) -> nn.Module:
     model = models.without_weights(name).to_empty(device="cpu")
     _initialise(model, generator)
     images, labels = training.tensors(IMAGE_SHAPE)
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
-    )
+    optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=recipe.epochs)
     with _one_thread():
         for _ in range(recipe.epochs):
@@ -174,17 +170,13 @@ def write(name: str, model: nn.Module, test: Split, folder: Path = DATA) -> dict
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "scikit_learn": sklearn.__version__,
     }
-    (folder / f"{name}.json").write_text(
-        json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-    )
+    (folder / f"{name}.json").write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return record
 
 
 def write_test_set(test: Split, folder: Path = DATA) -> None:
     """Write the test images, labels and rows to ``digits.npz``."""
-    np.savez_compressed(
-        folder / "digits.npz", images=test.images, labels=test.labels, rows=test.rows.astype(np.uint16)
-    )
+    np.savez_compressed(folder / "digits.npz", images=test.images, labels=test.labels, rows=test.rows.astype(np.uint16))
 
 
 def _initialise(model: nn.Module, generator: torch.Generator) -> None:
