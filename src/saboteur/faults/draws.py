@@ -46,9 +46,7 @@ def philox4x32(counter: NDArray[np.uint32], key: NDArray[np.uint32]) -> NDArray[
 def words(key: ArrayLike, counter: ArrayLike, lane: int = 0) -> NDArray[np.uint64]:
     """One 64-bit word for each (key, counter); ``lane`` tells apart draws of one counter."""
     key, counter = np.broadcast_arrays(np.asarray(key, np.uint64), np.asarray(counter, np.uint64))
-    block = np.stack(
-        [counter & _LOW, counter >> _32, np.full_like(counter, lane), np.zeros_like(counter)], -1
-    )
+    block = np.stack([counter & _LOW, counter >> _32, np.full_like(counter, lane), np.zeros_like(counter)], -1)
     out = philox4x32(block.astype(np.uint32), np.stack([key & _LOW, key >> _32], -1).astype(np.uint32))
     return out[..., 0].astype(np.uint64) | (out[..., 1].astype(np.uint64) << _32)
 

@@ -132,11 +132,7 @@ class Affine(NumberFormat):
     @property
     def integer_range(self) -> tuple[int, int]:
         """The smallest and the largest stored integer."""
-        return (
-            (-(1 << (self.bits - 1)), (1 << (self.bits - 1)) - 1)
-            if self.signed
-            else (0, (1 << self.bits) - 1)
-        )
+        return (-(1 << (self.bits - 1)), (1 << (self.bits - 1)) - 1) if self.signed else (0, (1 << self.bits) - 1)
 
     def at(self, channels: NDArray[np.int64]) -> Affine:
         """The same format with scale and zero point gathered for elements of the given channels."""
@@ -209,9 +205,7 @@ class FixedPoint(NumberFormat):
         """Round to nearest even and saturate; NaN becomes zero."""
         scaled = np.nan_to_num(np.rint(np.asarray(values, np.float64) * 2.0**self.fraction))
         limit = 1 << (self.bits - 1)
-        return np.clip(scaled, -limit, limit - 1).astype(np.int64).astype(np.uint64) & np.uint64(
-            (1 << self.bits) - 1
-        )
+        return np.clip(scaled, -limit, limit - 1).astype(np.int64).astype(np.uint64) & np.uint64((1 << self.bits) - 1)
 
     def decode(self, words: NDArray[np.uint64]) -> NDArray[np.float64]:
         """Exact."""

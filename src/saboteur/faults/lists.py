@@ -48,9 +48,7 @@ def _index_text(space: FaultSpace, faults: Faults) -> pa.Array:
     for i in np.unique(faults.region):
         rows = np.flatnonzero(faults.region == i)
         index = np.unravel_index(faults.element[rows], space.regions[i].shape)
-        text[rows] = [
-            f"({', '.join(map(str, row))})" for row in zip(*(axis.tolist() for axis in index), strict=True)
-        ]
+        text[rows] = [f"({', '.join(map(str, row))})" for row in zip(*(axis.tolist() for axis in index), strict=True)]
     return pa.array(text, pa.string())
 
 
@@ -144,14 +142,10 @@ def _elements(space: FaultSpace, region: NDArray[np.int32], index: pa.ChunkedArr
         shape = space.regions[i].shape
         for row in np.flatnonzero(region == i):
             try:
-                position = tuple(
-                    int(part) for part in str(text[row]).strip("()[] ").split(",") if part.strip()
-                )
+                position = tuple(int(part) for part in str(text[row]).strip("()[] ").split(",") if part.strip())
             except ValueError:
                 position = ()
-            if len(position) != len(shape) or any(
-                not 0 <= p < n for p, n in zip(position, shape, strict=True)
-            ):
+            if len(position) != len(shape) or any(not 0 <= p < n for p, n in zip(position, shape, strict=True)):
                 raise FaultError(
                     f"fault list: row {row + 1}: index {text[row]!r} does not address "
                     f"{space.regions[i].site} of shape {shape}"

@@ -115,9 +115,7 @@ class BitFlip(_BitModel):
             return np.uint64((1 << self.count) - 1) << candidates[variant]
         rest = np.array(variant, np.int64)
         mask, left = np.zeros(rest.shape, np.uint64), np.full(rest.shape, self.count)
-        binomials = np.array(
-            [[comb(n, k) for k in range(self.count + 1)] for n in range(len(candidates) + 1)]
-        )
+        binomials = np.array([[comb(n, k) for k in range(self.count + 1)] for n in range(len(candidates) + 1)])
         for i, position in enumerate(candidates):
             with_it = np.where(left > 0, binomials[len(candidates) - 1 - i, np.maximum(left - 1, 0)], 0)
             takes = (left > 0) & (rest < with_it)
@@ -187,9 +185,7 @@ class Dead(FaultModel):
     def corrupt(self, words: Words, variant: NDArray[np.int64], drawn: Words, fmt: NumberFormat) -> Words:
         """Zero, highest or lowest."""
         output = np.array(self.outputs)[variant]
-        return fmt.encode(
-            np.where(output == "zero", 0.0, np.where(output == "high", fmt.highest, fmt.lowest))
-        )
+        return fmt.encode(np.where(output == "zero", 0.0, np.where(output == "high", fmt.highest, fmt.lowest)))
 
 
 class RandomValue(FaultModel):

@@ -136,9 +136,7 @@ class Faults:
         rows = np.repeat(self.bounds[trials] - starts, counts) + np.arange(counts.sum())
         renumbered = np.repeat(np.arange(len(trials)), counts)
         picked = self.rows(rows)
-        return Faults(
-            self.key[trials], renumbered, picked.region, picked.element, picked.step, picked.variant
-        )
+        return Faults(self.key[trials], renumbered, picked.region, picked.element, picked.step, picked.variant)
 
     def acts(self, activity: float, inputs: ArrayLike, trial: int) -> NDArray[np.bool_]:
         """In which of ``inputs`` an intermittent fault of ``trial`` acts."""
@@ -173,9 +171,7 @@ class FaultSpace:
         if self.size == 0:
             raise FaultError("faults: the fault space is empty; no site is selected")
         if self.size > 2**62:
-            raise FaultError(
-                f"faults: {self.size} faults are more than 2**62; select fewer sites or variants"
-            )
+            raise FaultError(f"faults: {self.size} faults are more than 2**62; select fewer sites or variants")
 
     @cached_property
     def size(self) -> int:
@@ -218,9 +214,7 @@ class FaultSpace:
                 blocks.setdefault((group, None), []).append((i, 0, region.variants))
         return tuple(self._stratum(by, group, bit, parts) for (group, bit), parts in blocks.items())
 
-    def _stratum(
-        self, by: str, group: str | None, bit: int | None, parts: list[tuple[int, int, int]]
-    ) -> Stratum:
+    def _stratum(self, by: str, group: str | None, bit: int | None, parts: list[tuple[int, int, int]]) -> Stratum:
         regions, first, last = (np.array(column) for column in zip(*parts, strict=True))
         sizes = [self.regions[i].elements * self.regions[i].steps * (hi - lo) for i, lo, hi in parts]
         label = [] if bit is None else ["value" if bit < 0 else f"bit {bit}"]

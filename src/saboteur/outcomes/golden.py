@@ -40,9 +40,7 @@ class Golden:
                 "run must be finite"
             )
         if self.labels is not None and len(self.labels) != self.inputs:
-            raise TargetError(
-                f"labels: {len(self.labels)} labels for {self.inputs} inputs; there must be one each"
-            )
+            raise TargetError(f"labels: {len(self.labels)} labels for {self.inputs} inputs; there must be one each")
 
     @property
     def inputs(self) -> int:

@@ -58,9 +58,7 @@ class Recorder:
         self._golden_correct = self._correct = None
         if golden.labels is not None and self._classes:
             right = golden.correct.astype(np.int64)
-            self._golden_correct = (
-                np.full(trials, right.sum()) if inputs is None else right[inputs].sum(axis=1)
-            )
+            self._golden_correct = np.full(trials, right.sum()) if inputs is None else right[inputs].sum(axis=1)
             self._correct = self._golden_correct.copy()
         radii = [c.radius(golden) for c in self._criteria]
         if self._correct is not None:
@@ -109,9 +107,7 @@ class Recorder:
         self._accounted += np.bincount(trials, minlength=self.trials)
         self._add("identical", trials)
 
-    def bounded(
-        self, trials: NDArray[np.int64], inputs: NDArray[np.int64], deviation: NDArray[np.float64]
-    ) -> None:
+    def bounded(self, trials: NDArray[np.int64], inputs: NDArray[np.int64], deviation: NDArray[np.float64]) -> None:
         """Pairs whose output was not computed but provably moved by at most ``deviation`` in every element.
 
         Raises:
@@ -149,9 +145,7 @@ class Recorder:
         Raises:
             TargetError: when a valid trial has pairs that were not handed in, or handed in twice.
         """
-        wrong = [
-            t for t in np.flatnonzero(self._accounted != self.inferences).tolist() if t not in self._invalid
-        ]
+        wrong = [t for t in np.flatnonzero(self._accounted != self.inferences).tolist() if t not in self._invalid]
         if wrong:
             raise TargetError(
                 f"trial {wrong[0]}: {self._accounted[wrong[0]]} of {self.inferences} inferences accounted for"
