@@ -76,9 +76,7 @@ def clopper_pearson(k: ArrayLike, n: ArrayLike, confidence: ArrayLike = 0.99) ->
     return _bounds(low, high, events, trials)
 
 
-def hypergeometric(
-    k: ArrayLike, n: ArrayLike, population: ArrayLike, confidence: ArrayLike = 0.99
-) -> Interval:
+def hypergeometric(k: ArrayLike, n: ArrayLike, population: ArrayLike, confidence: ArrayLike = 0.99) -> Interval:
     """Two-sided exact interval of a rate in a finite population sampled without replacement.
 
     Both tails of the hypergeometric distribution are inverted for the number K of critical faults in the
@@ -229,13 +227,11 @@ def _bounds(low: Floats, high: Floats, events: Floats, trials: Floats) -> Interv
 
 
 def _log_choose(total: Floats, chosen: Floats) -> Floats:
-    """ln C(total, chosen) for real arguments; stable where both are large."""
+    """Logarithm of C(total, chosen) for real arguments; stable where both are large."""
     return -np.log1p(total) - special.betaln(total - chosen + 1, chosen + 1)
 
 
-def _boundary(
-    log_likelihood: Callable[[Floats], Floats], level: Floats, *, outside: Floats, inside: Floats
-) -> Floats:
+def _boundary(log_likelihood: Callable[[Floats], Floats], level: Floats, *, outside: Floats, inside: Floats) -> Floats:
     """Where a unimodal log-likelihood crosses ``level`` between a point outside and its maximum, by bisection.
 
     Where even ``outside`` is not below the level, that end itself.
@@ -258,8 +254,7 @@ def _hypergeometric_tails(k: ArrayLike, n: ArrayLike, population: ArrayLike, tai
         if np.any(values != np.floor(values)):
             raise StatisticsError(f"{name} must be whole for the hypergeometric interval")
     events, trials, sizes, tail = np.broadcast_arrays(events, trials, sizes, tail)
-    whole = [values.astype(np.int64) for values in (events, trials, sizes)]
-    seen, drawn, total = whole
+    seen, drawn, total = (values.astype(np.int64) for values in (events, trials, sizes))
     least, most = seen, total - (drawn - seen)
 
     def enough_above(critical: Integers) -> np.ndarray:
@@ -275,8 +270,7 @@ def _hypergeometric_tails(k: ArrayLike, n: ArrayLike, population: ArrayLike, tai
         middle = np.maximum((below + at_least) // 2, least)
         holds = enough_above(middle)
         at_least, below = np.where(holds, middle, at_least), np.where(holds, below, middle)
-        below = np.where((middle == least) & holds, least - 1, below)
-        middle_high = np.minimum((above + at_most + 1) // 2, most)
-        holds_high = enough_below(middle_high)
-        at_most, above = np.where(holds_high, middle_high, at_most), np.where(holds_high, above, middle_high)
+        middle = np.minimum((above + at_most + 1) // 2, most)
+        holds = enough_below(middle)
+        at_most, above = np.where(holds, middle, at_most), np.where(holds, above, middle)
     return Interval((at_least / sizes)[()], (at_most / sizes)[()])
