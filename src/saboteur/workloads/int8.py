@@ -85,7 +85,7 @@ def fixed_point(factors: Tensor) -> tuple[Tensor, Tensor]:
     carried = multiplier == 2**MULTIPLIER_FRACTION_BITS
     multiplier = torch.where(carried, multiplier // 2, multiplier)
     shift = -(exponent.to(torch.int64) + carried)
-    if bool(((factors <= 0) | (shift < 0) | (shift > SHIFT_MASK)).any()):
+    if not ((factors > 0) & (factors < 1) & (shift >= 0) & (shift <= SHIFT_MASK)).all():
         raise TargetError(f"requantisation factors must lie in [2**-32, 1), got {factors.flatten().tolist()}")
     return multiplier.to(torch.int32), shift.to(torch.int8)
 
@@ -110,10 +110,14 @@ def requantize(
         int8 of the shape of ``accumulators``.
     """
     bits = MULTIPLIER_FRACTION_BITS + (shift.to(torch.int64) & SHIFT_MASK)
-    product = accumulators.to(torch.int64) * multiplier
-    half = torch.ones_like(bits) << (bits - 1)
-    rounded = (product + half + (product >> 63)) >> bits
-    return (rounded + zero_point).clamp(min=low).clamp(max=INT8_MAX).to(torch.int8)
+    scaled = accumulators.to(torch.int64) * multiplier
+    minus_one_if_negative = scaled >> 63
+    # In place from here on: fresh memory would cost more than the arithmetic.
+    scaled += minus_one_if_negative
+    scaled += torch.ones_like(bits) << (bits - 1)
+    scaled >>= bits
+    scaled += zero_point
+    return scaled.clamp_(min=low).clamp_(max=INT8_MAX).to(torch.int8)
 
 
 class Quantize(nn.Module):
@@ -191,7 +195,7 @@ class _Int8Layer(nn.Module):
         """Add the bias to sums of products (float64 ``[batch, outputs, *positions]``) and requantise."""
         channel = (-1, *[1] * (products.dim() - 2))
         # Casting to int32 keeps the low 32 bits: the accumulator wraps.
-        accumulators = (products.to(torch.int64) + self.bias.view(channel)).to(torch.int32)
+        accumulators = (products + self.bias.view(channel)).to(torch.int64).to(torch.int32)
         low = self.output_zero_point if self.relu else INT8_MIN
         return requantize(
             accumulators, self.multiplier.view(channel), self.shift.view(channel), self.output_zero_point, low
@@ -223,14 +227,12 @@ class Int8Conv2d(_Int8Layer):
         relu: bool = False,
     ) -> None:
         super().__init__((out_channels, in_channels, kernel_size, kernel_size), relu)
-        self.kernel_size, self.stride, self.padding = kernel_size, stride, padding
+        self.stride, self.padding = stride, padding
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return int8 ``[batch, out_channels, out_height, out_width]``."""
-        height, width = ((size + 2 * self.padding - self.kernel_size) // self.stride + 1 for size in inputs.shape[2:])
-        patches = F.unfold(self._centred(inputs), self.kernel_size, padding=self.padding, stride=self.stride)
-        products = self.weight.double().flatten(1) @ patches
-        return self._finish(products.unflatten(2, (height, width)))
+        products = F.conv2d(self._centred(inputs), self.weight.double(), stride=self.stride, padding=self.padding)
+        return self._finish(products)
 
 
 def quantize_statically(int8_model: nn.Module, model: nn.Module, calibration_inputs: Tensor) -> None:
