@@ -20,6 +20,7 @@ from saboteur.workloads.int8 import (  # noqa: E402
     Dequantize,
     Int8Conv2d,
     Int8Linear,
+    Int8MaxPool2d,
     Quantize,
     fixed_point,
     quantize_statically,
@@ -112,41 +113,51 @@ def test_fully_connected_layer_equals_plain_integers(data: st.DataObject):
     np.testing.assert_array_equal(layer(torch.from_numpy(inputs)).numpy(), expected)
 
 
-@given(accumulator=INT32, multiplier=INT32, shift=st.integers(0, 31), zero_point=INT8, low=INT8)
-def test_requantisation_rounds_the_exact_product(
-    accumulator: int, multiplier: int, shift: int, zero_point: int, low: int
-):
+@given(accumulator=INT32, multiplier=INT32, shift=st.integers(0, 31), zero_point=INT8)
+def test_requantisation_rounds_the_exact_product(accumulator: int, multiplier: int, shift: int, zero_point: int):
     result = requantize(
         torch.tensor([accumulator], dtype=torch.int32),
         torch.tensor([multiplier], dtype=torch.int32),
         torch.tensor([shift], dtype=torch.int8),
         torch.tensor(zero_point, dtype=torch.int8),
-        low,
     )
-    assert result.item() == naive_requantize(accumulator, multiplier, shift, zero_point, low)
+    assert result.item() == naive_requantize(accumulator, multiplier, shift, zero_point, -128)
 
 
 @pytest.mark.parametrize(
-    ("accumulator", "zero_point", "low", "expected"),
+    ("accumulator", "zero_point", "expected"),
     [
-        (1, 0, -128, 1),  # 0.5 rounds away from zero
-        (-1, 0, -128, -1),
-        (3, 0, -128, 2),
-        (-3, 0, -128, -2),
-        (4, 0, -128, 2),
-        (-5, 10, -128, 7),  # −2.5 rounds to −3
-        (1000, 0, -128, 127),
-        (-1000, 0, -128, -128),
-        (-40, -100, -100, -100),  # ReLU: low is the zero point
-        (40, -100, -100, -80),
+        (1, 0, 1),  # 0.5 rounds away from zero
+        (-1, 0, -1),
+        (3, 0, 2),
+        (-3, 0, -2),
+        (4, 0, 2),
+        (-5, 10, 7),  # −2.5 rounds to −3
+        (1000, 0, 127),
+        (-1000, 0, -128),
+        (40, -100, -80),
     ],
 )
-def test_requantisation_by_one_half(accumulator: int, zero_point: int, low: int, expected: int):
+def test_requantisation_by_one_half(accumulator: int, zero_point: int, expected: int):
     multiplier, shift = fixed_point(torch.tensor([0.5]))
-    result = requantize(
-        torch.tensor([accumulator], dtype=torch.int32), multiplier, shift, torch.tensor(zero_point), low
-    )
-    assert result.tolist() == [expected]
+    accumulators = torch.tensor([accumulator], dtype=torch.int32)
+    assert requantize(accumulators, multiplier, shift, torch.tensor(zero_point)).tolist() == [expected]
+
+
+def test_fused_relu_cuts_at_the_output_zero_point():
+    layer = Int8Linear(1, 1, relu=True)
+    layer.weight.fill_(1)
+    layer.output_zero_point.fill_(-100)
+    # The multiplier of a new layer stands for one half.
+    assert layer(torch.tensor([[-40], [0], [40]], dtype=torch.int8)).tolist() == [[-100], [-100], [-80]]
+
+
+@given(hnp.arrays(np.int8, st.tuples(st.integers(1, 2), st.integers(1, 2), st.integers(2, 5), st.integers(2, 5))))
+def test_max_pooling_equals_pytorch(inputs: np.ndarray):
+    tensor = torch.from_numpy(inputs)
+    pooled = Int8MaxPool2d()(tensor)
+    assert pooled.dtype == torch.int8
+    assert torch.equal(pooled, torch.nn.functional.max_pool2d(tensor, 2))
 
 
 def test_shifter_reads_five_bits():
@@ -255,6 +266,35 @@ def test_static_quantisation_refuses_a_dead_layer_and_leaves_no_hook():
     with pytest.raises(TargetError, match=r"activations range over \[0\.0, 0\.0\]"):
         quantize_statically(Int8Net(), model, torch.ones(1, 6))
     assert not model.fc._forward_hooks
+
+
+@pytest.mark.parametrize(
+    "layer", [torch.nn.Linear(5, 3), torch.nn.Linear(6, 3, bias=False), torch.nn.Identity()], ids=repr
+)
+def test_static_quantisation_refuses_a_layer_that_does_not_match(layer: torch.nn.Module):
+    model = FloatNet()
+    model.fc = layer
+    inputs = torch.ones(1, layer.in_features if isinstance(layer, torch.nn.Linear) else 6)
+    with pytest.raises(TargetError, match=r"layer 'fc' is .*; need a Conv2d or Linear .* shape \[3, 6\]"):
+        quantize_statically(Int8Net(), model, inputs)
+
+
+def test_faulty_parameters_can_be_vectorised_over():
+    """A column of faulty weights or biases in one call gives what each gives alone."""
+    workload = workloads.load("digits-cnn-int8")
+    images = workload.inputs[:4]
+    for key, bit in [("conv1.weight", 6), ("conv2.bias", 12), ("fc.bias", 31)]:
+        golden = workload.model.get_parameter(key)
+        faulty = golden.clone()
+        faulty.view(-1)[0] ^= -(2**bit) if bit == 31 else 2**bit
+
+        def run(parameter, key=key):
+            return torch.func.functional_call(workload.model, {key: parameter}, (images,))
+
+        together = torch.func.vmap(run)(torch.stack([golden, faulty]))
+        assert torch.equal(together[0], workload.model(images))
+        assert torch.equal(together[1], run(faulty))
+        assert not torch.equal(together[0], together[1])
 
 
 @pytest.mark.parametrize("name", ["digits-cnn", "digits-mlp6", "digits-lenet7"])

@@ -11,18 +11,19 @@ exact, so that a hardware description of it matches bit for bit:
 * The accumulator of output channel *o* is ``a = bias[o] + Σ weight[o, i] (x[i] − Z_x)`` (equation 4 with a
   weight zero point of 0), kept as 32-bit two's complement: it wraps modulo 2³². Padding holds *Z_x*, which is
   the real number 0.
-* The output is ``y = clamp(Z_y + round(a M[o]), low, 127)``; ``M[o] = S_x S_w[o] / S_y`` (equation 5) is
-  held as a multiplier and a right shift, ``M ≈ multiplier · 2^−(31 + shift)`` with
-  ``2³⁰ <= multiplier < 2³¹`` (equation 6). The product is kept in 64 bits and rounded **once**, to nearest
-  with **halves away from zero**: with ``n = 31 + shift`` and ``p = a · multiplier``,
-  ``round = (p + 2^(n−1) − (p < 0)) >> n``, an arithmetic shift. (gemmlowp, and TensorFlow Lite unless built
-  for single rounding, round twice, after 31 bits and after the shift, and so can differ by one.)
-* ``low`` is *Z_y* where a ReLU is fused into the layer (section 2.4), and −128 elsewhere.
+* The output is ``y = clamp(Z_y + round(a M[o]), −128, 127)``; ``M[o] = S_x S_w[o] / S_y`` (equation 5) is held
+  as a multiplier and a right shift, ``M ≈ multiplier · 2^−(31 + shift)`` with ``2³⁰ <= multiplier < 2³¹``
+  (equation 6). The product is kept in 64 bits and rounded **once**, to nearest with **halves away from zero**:
+  with ``n = 31 + shift`` and ``p = a · multiplier``, ``round = (p + 2^(n−1) − (p < 0)) >> n``, an arithmetic
+  shift. (gemmlowp, and TensorFlow Lite unless built for single rounding, round twice, after 31 bits and after
+  the shift, and so can differ by one.)
+* A fused ReLU is ``max(y, Z_y)`` (section 2.4).
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -90,21 +91,18 @@ def fixed_point(factors: Tensor) -> tuple[Tensor, Tensor]:
     return multiplier.to(torch.int32), shift.to(torch.int8)
 
 
-def requantize(
-    accumulators: Tensor, multiplier: Tensor, shift: Tensor, zero_point: Tensor, low: Tensor | int = INT8_MIN
-) -> Tensor:
+def requantize(accumulators: Tensor, multiplier: Tensor, shift: Tensor, zero_point: Tensor) -> Tensor:
     """Scale 32-bit accumulators *a* to int8.
 
-    The result is ``clamp(zero_point + round(a · multiplier · 2^−(31 + shift)), low, 127)``, rounded once, to
-    nearest, halves away from zero. Defined for every bit pattern, as hardware is: the shifter reads the
-    five lowest bits of ``shift``.
+    The result is ``clamp(zero_point + round(a · multiplier · 2^−(31 + shift)), −128, 127)``, rounded once, to
+    nearest, halves away from zero. Defined for every bit pattern, as hardware is: the shifter reads the five
+    lowest bits of ``shift``.
 
     Args:
         accumulators: int32, any shape.
         multiplier: int32, broadcastable to ``accumulators``.
         shift: int8, broadcastable likewise.
         zero_point: int8 scalar.
-        low: Lowest output, in [−128, 127]; the zero point where a ReLU is fused.
 
     Returns:
         int8 of the shape of ``accumulators``.
@@ -117,7 +115,7 @@ def requantize(
     scaled += torch.ones_like(bits) << (bits - 1)
     scaled >>= bits
     scaled += zero_point
-    return scaled.clamp_(min=low).clamp_(max=INT8_MAX).to(torch.int8)
+    return scaled.clamp(INT8_MIN, INT8_MAX).to(torch.int8)
 
 
 class Quantize(nn.Module):
@@ -196,10 +194,10 @@ class _Int8Layer(nn.Module):
         channel = (-1, *[1] * (products.dim() - 2))
         # Casting to int32 keeps the low 32 bits: the accumulator wraps.
         accumulators = (products + self.bias.view(channel)).to(torch.int64).to(torch.int32)
-        low = self.output_zero_point if self.relu else INT8_MIN
-        return requantize(
-            accumulators, self.multiplier.view(channel), self.shift.view(channel), self.output_zero_point, low
+        outputs = requantize(
+            accumulators, self.multiplier.view(channel), self.shift.view(channel), self.output_zero_point
         )
+        return torch.maximum(outputs, self.output_zero_point) if self.relu else outputs
 
 
 class Int8Linear(_Int8Layer):
@@ -235,6 +233,16 @@ class Int8Conv2d(_Int8Layer):
         return self._finish(products)
 
 
+class Int8MaxPool2d(nn.Module):
+    """Largest of each 2×2 block of int8 ``[batch, channels, height, width]``; an odd last row or column is cut."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return int8 ``[batch, channels, height // 2, width // 2]``."""
+        height, width = (size // 2 * 2 for size in inputs.shape[2:])
+        rows = torch.maximum(inputs[..., 0:height:2, :], inputs[..., 1:height:2, :])
+        return torch.maximum(rows[..., 0:width:2], rows[..., 1:width:2])
+
+
 def quantize_statically(int8_model: nn.Module, model: nn.Module, calibration_inputs: Tensor) -> None:
     """Fill ``int8_model`` with the quantised weights of ``model``: post-training static quantisation.
 
@@ -249,28 +257,42 @@ def quantize_statically(int8_model: nn.Module, model: nn.Module, calibration_inp
         calibration_inputs: Representative float32 inputs of ``model``, ``[n, ...]``.
 
     Raises:
-        TargetError: If a layer's output is constant zero or not finite, or a scale falls out of range.
+        TargetError: If a layer of ``model`` does not match its int8 layer, its output is constant zero or not
+            finite, or a requantisation factor falls out of range.
     """
     layers = {name: layer for name, layer in int8_model.named_modules() if isinstance(layer, _Int8Layer)}
     outputs = _observe(model, layers, calibration_inputs)
     current = AffineScale.covering(*_range(calibration_inputs))
-    _set_scale(int8_model.get_submodule("quantize"), current)
+    _set_scale(int8_model.quantize, current)
     for name, layer in layers.items():
         lowest, highest = _range(outputs[name])
         following = AffineScale.covering(0.0 if layer.relu else lowest, highest)
-        _fill(layer, model.get_submodule(name), current, following)
+        source = model.get_submodule(name)
+        if (
+            not isinstance(source, nn.Conv2d | nn.Linear)
+            or source.bias is None
+            or source.weight.shape != layer.weight.shape
+        ):
+            raise TargetError(
+                f"layer {name!r} is {source}; need a Conv2d or Linear with a bias and a weight of shape "
+                f"{list(layer.weight.shape)}"
+            )
+        _fill(layer, source, current, following)
         current = following
-    _set_scale(int8_model.get_submodule("dequantize"), current)
+    _set_scale(int8_model.dequantize, current)
 
 
-def _observe(model: nn.Module, names: dict[str, _Int8Layer], inputs: Tensor) -> dict[str, Tensor]:
+def _observe(model: nn.Module, names: Iterable[str], inputs: Tensor) -> dict[str, Tensor]:
+    """Run ``model`` once and return the outputs of the modules called ``names``."""
     outputs: dict[str, Tensor] = {}
-    hooks = [
-        model.get_submodule(name).register_forward_hook(
-            lambda _module, _inputs, output, name=name: outputs.__setitem__(name, output)
-        )
-        for name in names
-    ]
+
+    def keep(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+        def hook(_module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            outputs[name] = output
+
+        return hook
+
+    hooks = [model.get_submodule(name).register_forward_hook(keep(name)) for name in names]
     try:
         with torch.no_grad():
             model(inputs)
@@ -285,12 +307,12 @@ def _range(values: Tensor) -> tuple[float, float]:
     return lowest.item(), highest.item()
 
 
-def _set_scale(module: nn.Module, affine: AffineScale) -> None:
+def _set_scale(module: Quantize | Dequantize, affine: AffineScale) -> None:
     module.scale.fill_(affine.scale)
     module.zero_point.fill_(affine.zero_point)
 
 
-def _fill(layer: _Int8Layer, source: nn.Module, before: AffineScale, after: AffineScale) -> None:
+def _fill(layer: _Int8Layer, source: nn.Conv2d | nn.Linear, before: AffineScale, after: AffineScale) -> None:
     weight, bias = source.weight.detach().double(), source.bias.detach().double()
     largest = weight.flatten(1).abs().amax(dim=1)
     # A channel without weights may have any scale; 1 keeps the arithmetic defined.

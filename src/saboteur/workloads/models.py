@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from saboteur.workloads.int8 import Dequantize, Int8Conv2d, Int8Linear, Quantize
+from saboteur.workloads.int8 import Dequantize, Int8Conv2d, Int8Linear, Int8MaxPool2d, Quantize
 
 CLASSES = 10
 
@@ -128,7 +128,7 @@ class DigitsCNNInt8(nn.Module):
         self.quantize = Quantize()
         self.conv1 = Int8Conv2d(1, 8, kernel_size=3, padding=1, relu=True)
         self.conv2 = Int8Conv2d(8, 16, kernel_size=3, padding=1, relu=True)
-        self.pool = nn.MaxPool2d(2)
+        self.pool = Int8MaxPool2d()
         self.flatten = nn.Flatten()
         self.fc = Int8Linear(16 * 4 * 4, CLASSES)
         self.dequantize = Dequantize()
@@ -168,7 +168,10 @@ class DigitsLeNet7Int8(nn.Module):
         super().__init__()
         self.quantize = Quantize()
         self.conv1 = Int8Conv2d(1, 6, kernel_size=3, padding=1, relu=True)
+        self.pool1 = Int8MaxPool2d()
         self.conv2 = Int8Conv2d(6, 16, kernel_size=3, padding=1, relu=True)
+        self.pool2 = Int8MaxPool2d()
+        self.flatten = nn.Flatten()
         self.fc1 = Int8Linear(16 * 2 * 2, 60, relu=True)
         self.fc2 = Int8Linear(60, 42, relu=True)
         self.fc3 = Int8Linear(42, CLASSES)
@@ -176,9 +179,9 @@ class DigitsLeNet7Int8(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits ``[batch, 10]`` for images ``[batch, 1, 8, 8]``."""
-        features = F.max_pool2d(self.conv1(self.quantize(images)), 2)
-        features = F.max_pool2d(self.conv2(features), 2)
-        features = self.fc2(self.fc1(torch.flatten(features, start_dim=1)))
+        features = self.pool1(self.conv1(self.quantize(images)))
+        features = self.flatten(self.pool2(self.conv2(features)))
+        features = self.fc2(self.fc1(features))
         return self.dequantize(self.fc3(features))
 
 
