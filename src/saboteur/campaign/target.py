@@ -54,6 +54,9 @@ class Resources(BaseModel):
     threads: Annotated[int, Field(ge=1)] = Field(default=1, description="CPU threads of each worker")
     device: str = Field(default="cpu", description="cpu, cuda or cuda:N; part of the golden run's identity")
     batch_size: Annotated[int, Field(ge=1)] | None = Field(default=None, description="inputs in one pass")
+    unit_trials: Annotated[int, Field(ge=1)] = Field(
+        default=64, description="trials in one work unit: what a kill can lose"
+    )
     memory_mb: Annotated[int, Field(ge=64)] | None = Field(
         default=None,
         description="budget of each worker; a quarter of the machine's memory, shared, if absent",
@@ -119,9 +122,7 @@ class Target(ABC):
         Raises:
             TargetError: when the site holds no stored value, such as an activation.
         """
-        raise TargetError(
-            f"{region.site}: holds no stored value; a data-aware plan needs weights or other memory"
-        )
+        raise TargetError(f"{region.site}: holds no stored value; a data-aware plan needs weights or other memory")
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027  (most targets hold nothing)
         """Give back what the target holds."""
