@@ -63,9 +63,11 @@ def metadata(name: str) -> dict[str, Any]:
     """Return how the network called ``name`` was trained: accuracy, seed, versions, hyperparameters.
 
     Raises:
-        TargetError: If there is no workload of that name.
+        TargetError: If there is no workload of that name; the message lists the nearest names.
     """
-    _check_name(name)
+    known = names()
+    if name not in known:
+        raise TargetError(f"unknown workload {name!r}{near(name, known)}")
     return json.loads((_DATA / f"{name}.json").read_text(encoding="utf-8"))
 
 
@@ -75,12 +77,11 @@ def load(name: str) -> Workload:
     Raises:
         TargetError: If there is no workload of that name; the message lists the nearest names.
     """
-    _check_name(name)
+    record = metadata(name)
     import torch
 
     from saboteur.workloads import models
 
-    record = metadata(name)
     model = models.without_weights(name)
     weights = {key: torch.from_numpy(array) for key, array in _read_arrays(name).items()}
     model.load_state_dict(weights, assign=True)
@@ -94,12 +95,6 @@ def load(name: str) -> Workload:
         accuracy=record["accuracy"],
         description=record["description"],
     )
-
-
-def _check_name(name: str) -> None:
-    known = names()
-    if name not in known:
-        raise TargetError(f"unknown workload {name!r}{near(name, known)}")
 
 
 def _read_arrays(stem: str) -> dict[str, np.ndarray]:
