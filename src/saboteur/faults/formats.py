@@ -1,7 +1,7 @@
 """Number formats: how a value lies in the bits of a memory, and what a faulted word then means.
 
 Bit 0 is the least significant. Words travel as ``uint64`` arrays of which the lowest ``bits`` count, values
-as ``float64`` arrays; every format here is exact in float64.
+as ``float64`` arrays, in which every value of a floating or fixed point format is exact.
 """
 
 from __future__ import annotations
@@ -50,15 +50,16 @@ class NumberFormat(ABC):
         """How far a flip of each bit moves each value.
 
         Args:
-            values: any shape [...].
+            values: any shape [...] that the format's scale lines up with.
 
         Returns:
             Absolute distances [..., bits], bit 0 first; infinite or NaN where the flip leaves the numbers.
         """
         words = self.encode(values)
-        flips = words[..., None] ^ (np.uint64(1) << np.arange(self.bits, dtype=np.uint64))
+        masks = np.uint64(1) << np.arange(self.bits, dtype=np.uint64)
+        flips = words ^ masks.reshape(-1, *[1] * words.ndim)
         with np.errstate(invalid="ignore", over="ignore"):
-            return np.abs(self.decode(flips) - self.decode(words)[..., None])
+            return np.moveaxis(np.abs(self.decode(flips) - self.decode(words)), 0, -1)
 
     def __str__(self) -> str:
         return self.name
@@ -70,9 +71,16 @@ class Floating(NumberFormat):
 
     Values beyond the range become infinite, except in the 8-bit formats, which saturate as the OCP 8-bit
     specification (revision 1.0, 2023, section 5.2) lets conversions do.
+
+    Raises:
+        FaultError: when no format has that name, with the near names.
     """
 
     name: str
+
+    def __post_init__(self) -> None:
+        if self.name not in FLOATING:
+            raise FaultError(f"format: unknown {self.name!r}{near(self.name, FLOATING)}")
 
     @cached_property
     def _dtype(self) -> np.dtype:
@@ -90,15 +98,18 @@ class Floating(NumberFormat):
 
     def encode(self, values: ArrayLike) -> NDArray[np.uint64]:
         """Round to nearest, ties to even."""
-        values = np.asarray(values, np.float64)
-        if self.bits == 8:
-            values = np.clip(values, self.lowest, self.highest)
-        with np.errstate(over="ignore"):
-            return np.ascontiguousarray(values.astype(self._dtype)).view(self._word).astype(np.uint64)
+        with np.errstate(over="ignore", invalid="ignore"):
+            values = np.asarray(values, np.float64)
+            if self.bits == 8:
+                values = np.clip(values, self.lowest, self.highest)
+            if self._dtype.kind == "V":
+                values = _float32_to_odd(values)
+            return values.astype(self._dtype, order="C").view(self._word).astype(np.uint64)
 
     def decode(self, words: NDArray[np.uint64]) -> NDArray[np.float64]:
         """Exact."""
-        return np.ascontiguousarray(words.astype(self._word)).view(self._dtype).astype(np.float64)
+        with np.errstate(invalid="ignore"):
+            return words.astype(self._word, order="C").view(self._dtype).astype(np.float64)
 
     @property
     def lowest(self) -> float:
@@ -111,18 +122,49 @@ class Floating(NumberFormat):
         return float(ml_dtypes.finfo(self._dtype).max)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Affine(NumberFormat):
     """Affine integers, value = scale · (word − zero_point) (Jacob et al., CVPR 2018, eq. 1).
 
     Rounds to nearest, ties to even, and saturates. ``scale`` and ``zero_point`` are scalars (per tensor) or
-    arrays with one entry for each channel; :meth:`at` lines the latter up with single elements.
+    arrays with one entry for each channel; :meth:`at` lines the latter up with single elements. Formats are
+    equal when all their scales and zero points are.
+
+    Raises:
+        FaultError: when the width is not 2 to 32 bits, a scale is not positive and finite, a zero point is not
+            one of the integers, or the two do not have the same shape.
     """
 
     bits: int = 8
     signed: bool = True
-    scale: NDArray[np.float64] = field(default_factory=lambda: np.float64(1.0), compare=False)
-    zero_point: NDArray[np.int64] = field(default_factory=lambda: np.int64(0), compare=False)
+    scale: NDArray[np.float64] = field(default_factory=lambda: np.array(1.0))
+    zero_point: NDArray[np.int64] = field(default_factory=lambda: np.array(0))
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.bits <= 32:
+            raise FaultError(f"format: affine integers of {self.bits} bits; needs 2 to 32 bits")
+        scale, zero_point = np.asarray(self.scale, np.float64), np.asarray(self.zero_point)
+        if not ((scale > 0) & np.isfinite(scale)).all():
+            raise FaultError(f"format: {self.name} with scale {scale}; each must be above 0 and finite")
+        smallest, largest = self.integer_range
+        if not ((zero_point >= smallest) & (zero_point <= largest) & (zero_point == np.rint(zero_point))).all():
+            raise FaultError(
+                f"format: {self.name} with zero point {zero_point}; needs integers {smallest} .. {largest}"
+            )
+        if scale.ndim and zero_point.ndim and scale.shape != zero_point.shape:
+            raise FaultError(f"format: {self.name} with {scale.size} scales and {zero_point.size} zero points")
+        scale, zero_point = np.broadcast_arrays(scale, zero_point.astype(np.int64))
+        object.__setattr__(self, "scale", scale)
+        object.__setattr__(self, "zero_point", zero_point)
+
+    def _identity(self) -> tuple[object, ...]:
+        return self.bits, self.signed, self.scale.shape, self.scale.tobytes(), self.zero_point.tobytes()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Affine) and self._identity() == other._identity()
+
+    def __hash__(self) -> int:
+        return hash(self._identity())
 
     @property
     def name(self) -> str:  # type: ignore[override]
@@ -132,11 +174,13 @@ class Affine(NumberFormat):
     @property
     def integer_range(self) -> tuple[int, int]:
         """The smallest and the largest stored integer."""
-        return (-(1 << (self.bits - 1)), (1 << (self.bits - 1)) - 1) if self.signed else (0, (1 << self.bits) - 1)
+        if self.signed:
+            return -(1 << (self.bits - 1)), (1 << (self.bits - 1)) - 1
+        return 0, (1 << self.bits) - 1
 
     def at(self, channels: NDArray[np.int64]) -> Affine:
         """The same format with scale and zero point gathered for elements of the given channels."""
-        if np.ndim(self.scale) == 0:
+        if self.scale.ndim == 0:
             return self
         return replace(self, scale=self.scale[channels], zero_point=self.zero_point[channels])
 
@@ -144,7 +188,13 @@ class Affine(NumberFormat):
         """The format with the scale that maps [low, high] (per channel if arrays) onto its integers.
 
         The range is widened to hold zero, which then is exact (Jacob et al., CVPR 2018, section 3).
+        ``symmetric`` puts the zero point at 0 and gives the larger of −low and high the largest integer.
+
+        Raises:
+            FaultError: when a bound is not finite.
         """
+        if not (np.isfinite(low).all() and np.isfinite(high).all()):
+            raise FaultError(f"format: cannot calibrate {self.name} to a range that is not finite: {low} .. {high}")
         low, high = np.minimum(np.asarray(low, np.float64), 0), np.maximum(np.asarray(high, np.float64), 0)
         smallest, largest = self.integer_range
         if symmetric:
@@ -159,13 +209,14 @@ class Affine(NumberFormat):
 
     def encode(self, values: ArrayLike) -> NDArray[np.uint64]:
         """Divide by the scale, round to nearest even, add the zero point, saturate; NaN becomes zero."""
-        integers = np.rint(np.asarray(values, np.float64) / self.scale) + self.zero_point
-        integers = np.clip(np.where(np.isnan(integers), self.zero_point, integers), *self.integer_range)
-        return integers.astype(np.int64).astype(np.uint64) & np.uint64((1 << self.bits) - 1)
+        with np.errstate(over="ignore", invalid="ignore"):
+            steps = np.rint(np.asarray(values, np.float64) / self.scale) + self.zero_point
+        steps = np.clip(np.where(np.isnan(steps), self.zero_point, steps), *self.integer_range)
+        return steps.astype(np.int64).astype(np.uint64) & np.uint64((1 << self.bits) - 1)
 
     def decode(self, words: NDArray[np.uint64]) -> NDArray[np.float64]:
         """Scale times the distance from the zero point."""
-        return (integers(words, self.bits, self.signed) - self.zero_point) * np.asarray(self.scale)
+        return np.asarray((integers(words, self.bits, self.signed) - self.zero_point) * self.scale)
 
     @property
     def lowest(self) -> ArrayLike:
@@ -203,13 +254,15 @@ class FixedPoint(NumberFormat):
 
     def encode(self, values: ArrayLike) -> NDArray[np.uint64]:
         """Round to nearest even and saturate; NaN becomes zero."""
-        scaled = np.nan_to_num(np.rint(np.asarray(values, np.float64) * 2.0**self.fraction))
         limit = 1 << (self.bits - 1)
-        return np.clip(scaled, -limit, limit - 1).astype(np.int64).astype(np.uint64) & np.uint64((1 << self.bits) - 1)
+        with np.errstate(over="ignore", invalid="ignore"):
+            steps = np.rint(np.asarray(values, np.float64) * 2.0**self.fraction)
+        steps = np.clip(np.where(np.isnan(steps), 0, steps), -limit, limit - 1)
+        return steps.astype(np.int64).astype(np.uint64) & np.uint64((1 << self.bits) - 1)
 
     def decode(self, words: NDArray[np.uint64]) -> NDArray[np.float64]:
         """Exact."""
-        return integers(words, self.bits, signed=True) * 2.0**-self.fraction
+        return np.asarray(integers(words, self.bits, signed=True) * np.float64(2.0**-self.fraction))
 
     @property
     def lowest(self) -> float:
@@ -254,3 +307,18 @@ def integers(words: NDArray[np.uint64], bits: int, signed: bool) -> NDArray[np.i
         return values
     sign = np.int64(1) << np.int64(bits - 1)
     return (values ^ sign) - sign
+
+
+def _float32_to_odd(values: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Round to float32 so that rounding once more, to at most 22 bits, equals rounding once.
+
+    Inexact results get an odd last bit (Boldo and Melquiond, IEEE Transactions on Computers 57(4), 2008);
+    ml_dtypes itself converts float64 by way of float32 and would round twice.
+    """
+    narrow = values.astype(np.float32, order="C")
+    back = narrow.astype(np.float64)
+    even = (back != values) & ~np.isnan(values) & (narrow.view(np.uint32) % 2 == 0)
+    if even.any():
+        neighbour = np.nextafter(narrow, np.where(back < values, np.float32(np.inf), np.float32(-np.inf)))
+        narrow = np.where(even, neighbour, narrow)
+    return narrow
