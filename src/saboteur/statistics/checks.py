@@ -20,8 +20,8 @@ class StatisticsError(SaboteurError, ValueError):
 
 def _refuse(name: str, values: NDArray[Any], wrong: NDArray[np.bool_], expected: str) -> None:
     if np.any(wrong):
-        worst = np.asarray(values)[np.nonzero(np.broadcast_to(wrong, np.shape(values)))][0]
-        raise StatisticsError(f"{name} is {worst}; it must be {expected}")
+        worst = values[wrong].flat[0]
+        raise StatisticsError(f"{name} is {worst:.15g}; it must be {expected}")
 
 
 def open_unit(name: str, values: ArrayLike) -> Floats:

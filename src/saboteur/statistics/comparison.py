@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import special
+from scipy import special, stats
 
 from saboteur.statistics.checks import (
     Floats,
@@ -49,7 +49,7 @@ def mcnemar(only_a: ArrayLike, only_b: ArrayLike) -> Floats:
         StatisticsError: a count is negative or not finite.
     """
     a, b = np.broadcast_arrays(non_negative("only_a", only_a), non_negative("only_b", only_b))
-    return np.minimum(1.0, 2 * special.bdtr(np.minimum(a, b), a + b, 0.5))[()]
+    return np.minimum(1.0, 2 * stats.binom.cdf(np.minimum(a, b), a + b, 0.5))[()]
 
 
 def paired_difference(

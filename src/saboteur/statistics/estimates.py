@@ -197,11 +197,12 @@ def clustered(
     each fault seen being an event of its own weight w_i = N_h/(N n_h) · x_i/m. Its lower limit is a quantile
     of Σ w_i Γ(1), its upper limit the quantile of the same sum with one event more, never seen, of the
     largest weight any stratum could hide; so strata without events widen the interval as much as their weight
-    and their trials demand, and no more. Changes: finite-population factors (N_h − n_h)/N_h, so that
-    an exhausted stratum adds nothing, and the binomial factor 1 − p; the sums' distributions are given their
-    three first cumulants (Pearson type III), which is exact for one event and for many. The size of the
-    unseen event is that of a fault that spoils all inferences where a stratum has no event, else the
-    size-weighted mean of those seen. Above one half the interval is that of the complement.
+    and their trials demand, and no more. Two refinements: finite-population factors, so that an exhausted
+    stratum adds nothing, and scatter about the stratum's mean in place of about zero, which is what a binomial
+    count has over a Poisson one. The sums' distributions are given their first three cumulants (Pearson
+    type III), which is right for one event and for many. The size of the unseen event is that of a fault
+    that spoils all inferences where a stratum has no event, else the size-weighted mean of those seen. Above
+    one half the interval is that of the complement.
 
     A stratum without a single trial is known to lie in [0, 1] only: its share of the population widens the
     interval by just that.
@@ -247,7 +248,7 @@ def finite_population_interval(
             factor = np.where(finite & (n < sizes), (sizes - 1) / (sizes - n), 1.0)
         low, high = intervals.wilson(k * factor, n * factor, confidence)
         low = np.where(finite, np.maximum(low, k / sizes), low)
-        high = np.where(finite, np.minimum(high, 1 - (n - k) / sizes), high)
+        high = np.where(finite, np.minimum(high, (sizes - (n - k)) / sizes), high)
         return intervals.Interval(low, high)
     unbounded = intervals.clopper_pearson if method == "clopper_pearson" else intervals.confidence_sequence
     if method not in ("clopper_pearson", "confidence_sequence"):
@@ -309,15 +310,17 @@ def _minority_interval(
     trials = np.maximum(n, 1)
     unseen = np.where(sizes > 0, (sizes - n) / np.maximum(sizes, 1), 0.0)
     per_trial = weights / trials
-    event_size = (y2 + (y2 == 0)) / np.where(y > 0, y, 1.0)
+    event_size = np.where(y > 0, y2 / np.where(y > 0, y, 1.0), 1.0)
     rate = (y + event_size / 2) / (trials + 1)
     # One trial cannot show its stratum's scatter; the second moment, a Poisson count's, is never below it.
     scatter = np.where(trials > 1, (y2 - y * rate) * trials / np.maximum(trials - 1, 1), y2)
     mean = np.sum(per_trial * y, axis=-1)
     variance = np.sum(per_trial**2 * unseen * scatter, axis=-1)
-    skew_factor = per_trial**3 * unseen * (1 + unseen) * (1 - rate) * (1 - 2 * rate)
     # Of the sum of y³ only the bounds that the two sums leave are known: (Σy²)²/Σy and Σy².
-    least_cubes, greatest_cubes = y2**2 / np.where(y > 0, y, 1.0), y2
+    centring = -3 * rate * y2 + 2 * rate**2 * y
+    third_weight = per_trial**3 * unseen * (1 + unseen)
+    least_third = np.sum(third_weight * (y2 * event_size + centring), axis=-1)
+    greatest_third = np.sum(third_weight * (y2 + centring), axis=-1)
 
     # K critical faults among N all stay unseen with probability (1 − f)^K: on average 1/−ln(1 − f) of them.
     detection = -np.log1p(-np.where(n < sizes, n / np.maximum(sizes, 1), 0.0))
@@ -328,11 +331,10 @@ def _minority_interval(
     hidden, hidden_rate = (np.take_along_axis(a, worst, axis=-1)[..., 0] for a in (hidden, rate))
 
     tail = (1 - confidence) / 2
-    low = _pearson3_quantile(tail, mean, variance, np.sum(skew_factor * least_cubes, axis=-1))
+    low = _pearson3_quantile(tail, mean, variance, least_third)
     upper_mean = mean + hidden * np.clip(1 - hidden_rate, 0, 1)
     upper_variance = variance + hidden**2
-    upper_third = np.sum(skew_factor * greatest_cubes, axis=-1) + 2 * hidden**3
-    high = _pearson3_quantile(1 - tail, upper_mean, upper_variance, upper_third)
+    high = _pearson3_quantile(1 - tail, upper_mean, upper_variance, greatest_third + 2 * hidden**3)
     with np.errstate(invalid="ignore", divide="ignore"):
         effective = np.where(upper_variance > 0, upper_mean * (1 - upper_mean) / upper_variance, np.inf)
     return low, high, effective

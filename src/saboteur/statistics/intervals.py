@@ -207,7 +207,7 @@ def confidence_sequence(
                 - _log_choose(trials, events)
             )
 
-        first, last = events / sizes, 1 - failures / sizes
+        first, last = events / sizes, (sizes - failures) / sizes
 
     with np.errstate(invalid="ignore", divide="ignore"):
         best = np.where(trials > 0, events / np.maximum(trials, 1), 0.5)

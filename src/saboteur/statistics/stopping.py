@@ -25,8 +25,15 @@ from saboteur.statistics.intervals import Interval
 class StoppingRule(Protocol):
     """Evaluated between rounds, vectorised over strata."""
 
-    method: Method
-    guarantee: str
+    @property
+    def method(self) -> Method:
+        """How the interval of the estimate after stopping is to be computed."""
+        ...
+
+    @property
+    def guarantee(self) -> str:
+        """What holds after stopping, in words."""
+        ...
 
     def met(self, k: ArrayLike, n: ArrayLike, population: ArrayLike | None = None) -> np.ndarray:
         """Whether each stratum, with ``k`` events among ``n`` trials of ``population``, may stop."""
@@ -37,11 +44,10 @@ class StoppingRule(Protocol):
 class FixedSize:
     """Stop at ``n`` trials, or when the population is exhausted, whatever they show.
 
-    Any interval computed at the end holds with its stated confidence.
+    Any interval computed at the end holds with its stated confidence; ``method`` names it.
     """
 
     n: int
-
     method: Method = "wilson"
     guarantee = "fixed n: the interval at the end holds with its stated confidence"
 
