@@ -3,6 +3,8 @@
 All of them classify the 8×8 grey-level handwritten digits of scikit-learn (the test set of Alpaydin and
 Kaynak, *Optical Recognition of Handwritten Digits*, UCI Machine Learning Repository, 1998) into ten classes
 and return logits of shape ``[batch, 10]``. None of them draws a random number in its forward pass.
+The integer networks have 256 values for a logit, so that two logits of an image may be equal; ``torch.argmax``
+takes the first.
 """
 
 from __future__ import annotations
