@@ -24,7 +24,7 @@ from saboteur.campaign.runner import Session
 from saboteur.campaign.store import Store
 from saboteur.errors import StoreError
 from saboteur.faults import lists
-from saboteur.faults.space import FaultSpace
+from saboteur.faults.space import Faults, FaultSpace
 from saboteur.outcomes.criteria import Criterion, FaultCriterion
 from saboteur.outcomes.recorder import outcome
 from saboteur.statistics import Estimate
@@ -286,6 +286,31 @@ class Results:
             table = table.set_column(0, "trial", number)
             parts.append(table.add_column(0, "stratum", pa.array([stratum] * len(table), pa.int32())))
         return pa.concat_tables(parts) if parts else pa.table({"stratum": [], "trial": []})
+
+    def rows(self, table: pa.Table) -> Faults:
+        """The faults of observed trials of one fault each, as columns."""
+        columns = {name: table[name].to_numpy() for name in ("region", "element", "step", "variant")}
+        return Faults(np.zeros(len(table), np.uint64), np.arange(len(table)), **columns)
+
+    def export(self) -> Iterator[pa.Table]:
+        """All finished trials as readable tables: observations, outcomes under every criterion, and the site.
+
+        Trials of several faults have no site; their faults come from :meth:`faults`.
+        """
+        strata = np.array([stratum.name for stratum in self.session.sampler.strata])
+        golden = self.session.golden
+        for table in self.tables():
+            columns = {"stratum": table["stratum"], "stratum_name": strata[table["stratum"].to_numpy()]}
+            columns["trial"] = table["trial"]
+            single = table["region"].is_valid().to_numpy()
+            position = pa.array(np.cumsum(single) - 1, mask=~single)
+            listed = lists.to_table(self.space, self.rows(table.filter(pa.array(single))))
+            for name in ("site", "layer", "component", "index", "step", "model", "bit", "variant"):
+                columns[name] = listed[name].take(position)
+            for criterion in self.campaign.criteria:
+                columns[f"outcome:{criterion.name}"] = outcome(table, criterion, golden)
+            shown = [name for name in table.column_names if name not in (*columns, "region", "element")]
+            yield pa.table(columns | {name: table[name] for name in shown})
 
     def invalid(self) -> pa.Table:
         """Trials that the harness could not run: ``stratum``, ``trial``, ``invalid`` (why)."""

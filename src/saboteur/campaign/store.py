@@ -227,6 +227,19 @@ class Store:
         name = self.unit_path(step, unit).relative_to(self.path)
         self._write(str(name), lambda tmp: _write_parquet(table, tmp))
 
+    def read_unit(self, step: int, unit: int) -> tuple[pa.Table, pa.Table | None]:
+        """A finished unit's observations and, where they are kept, its raw pairs.
+
+        Raises:
+            StoreError: when a file is damaged; it is put aside, and running the campaign again restores it.
+        """
+        table = self._read(self.unit_path(step, unit))
+        path = self.unit_path(step, unit, "pairs")
+        pairs = self._read(path) if path.exists() else None
+        if table is None or (pairs is None and path.exists()):
+            raise StoreError(f"store: unit {step:03d}-{unit:06d} of {self.path} is damaged; run the campaign again")
+        return table, pairs
+
     def tables(self, kind: str = "units", batch: int = 256) -> Iterator[pa.Table]:
         """The observations of all finished units in order, some hundred units at a time."""
         paths = sorted((self.path / kind).glob("*.parquet"))
