@@ -9,7 +9,6 @@ from saboteur.campaign.results import Results
 from saboteur.campaign.store import Store
 from saboteur.errors import CampaignError
 from saboteur.outcomes.criteria import Criterion
-from saboteur.outcomes.recorder import rescore as rescored
 
 
 def rescore(results: Results, criteria: Sequence[Criterion], path: Path) -> Store:
@@ -22,6 +21,8 @@ def rescore(results: Results, criteria: Sequence[Criterion], path: Path) -> Stor
         TargetError: when a criterion does not fit the outputs.
         StoreError: when ``path`` holds something else.
     """
+    from saboteur.outcomes.recorder import rescore as rescored
+
     campaign, session = results.campaign, results.session
     if not campaign.keep_outputs:
         raise CampaignError(
