@@ -6,15 +6,18 @@ through the entry-point group of its family, or by ``package.module:Class`` with
 
 from __future__ import annotations
 
-import importlib
+import inspect
+from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, SerializeAsAny, WrapValidator
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, ConfigDict, GetJsonSchemaHandler, SerializeAsAny, WrapValidator
+from pydantic_core import CoreSchema, PydanticCustomError
 
 from saboteur.errors import SaboteurError, near
+
+_PATH_PATTERN = r"^[\w.]+:[\w.]+$"
 
 
 class Part(BaseModel):
@@ -24,6 +27,12 @@ class Part(BaseModel):
 
     group: ClassVar[str]
     kind: str
+
+
+def described(part: Part) -> str:
+    """How tables call a part: its kind and the settings that differ from the defaults, ``bit_flip(count=2)``."""
+    settings = part.model_dump(exclude={"kind"}, exclude_defaults=True)
+    return part.kind + (f"({', '.join(f'{k}={v}' for k, v in settings.items())})" if settings else "")
 
 
 @cache
@@ -36,25 +45,29 @@ def resolve(group: str, kind: str) -> type[Part]:
     """The class of ``kind``: a registered name, or ``package.module:Class``.
 
     Raises:
-        SaboteurError: when nothing of that kind exists, with the near names.
+        SaboteurError: when nothing of that kind exists (with the near names), it cannot be imported, or it is
+            not a part of the group that can be made.
     """
-    if ":" in kind:
-        module, _, attribute = kind.partition(":")
-        try:
-            found = getattr(importlib.import_module(module), attribute)
-        except (ImportError, AttributeError) as error:
-            raise SaboteurError(f"kind: cannot import {kind!r}: {error}") from error
-    elif kind in registered(group):
-        found = registered(group)[kind].load()
-    else:
+    point = EntryPoint(kind, kind, group) if ":" in kind else registered(group).get(kind)
+    if point is None:
         raise SaboteurError(f"kind: unknown {kind!r}{near(kind, registered(group))}")
-    if not (isinstance(found, type) and issubclass(found, Part) and found.group == group):
+    try:
+        found = point.load()
+    except Exception as error:  # whatever a foreign module raises when it is imported
+        raise SaboteurError(f"kind: cannot import {kind!r}: {type(error).__name__}: {error}") from error
+    if not (isinstance(found, type) and issubclass(found, Part) and getattr(found, "group", None) == group):
         raise SaboteurError(f"kind: {kind!r} is not a part of {group}")
+    if inspect.isabstract(found):
+        missing = ", ".join(sorted(found.__abstractmethods__))
+        raise SaboteurError(f"kind: {kind!r} is abstract; a class that can be used defines {missing}")
     return found
 
 
 def extensible(base: type[Part]) -> Any:
-    """The annotation of a field that takes any part of ``base``'s group, as an object, a mapping or a kind."""
+    """The annotation of a field that takes any part of ``base``'s group, as an object, a mapping or a kind.
+
+    Its JSON Schema lists every registered part.
+    """
 
     def validate(value: Any, _handler: Any) -> Part:
         if isinstance(value, base):
@@ -68,4 +81,35 @@ def extensible(base: type[Part]) -> Any:
         except SaboteurError as error:
             raise PydanticCustomError("kind", "{reason}", {"reason": str(error)}) from error
 
-    return Annotated[SerializeAsAny[base], WrapValidator(validate)]
+    return Annotated[SerializeAsAny[base], WrapValidator(validate), _SchemaOfGroup(base.group)]
+
+
+@dataclass(frozen=True)
+class _SchemaOfGroup:
+    group: str
+
+    def __get_pydantic_json_schema__(self, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        mappings, names = [], []
+        for kind in sorted(registered(self.group)):
+            tag = {"properties": {"kind": {"const": kind}}, "required": ["kind"]}
+            try:
+                part = resolve(self.group, kind)
+            except SaboteurError:  # registered by a package that is not installed in full
+                mappings.append({"type": "object"} | tag)
+                names.append(kind)
+                continue
+            mappings.append({"allOf": [handler(part.__pydantic_core_schema__), tag]})
+            if not any(field.is_required() for field in part.model_fields.values()):
+                names.append(kind)
+        return {
+            "anyOf": [
+                *mappings,
+                {
+                    "type": "object",
+                    "properties": {"kind": {"type": "string", "pattern": _PATH_PATTERN}},
+                    "required": ["kind"],
+                },
+                {"type": "string", "enum": names},
+                {"type": "string", "pattern": _PATH_PATTERN},
+            ]
+        }

@@ -17,7 +17,7 @@ from pydantic import Field, field_validator, model_validator
 from scipy.special import ndtri
 
 from saboteur.errors import FaultError
-from saboteur.extensions import Part, extensible
+from saboteur.extensions import Part, described, extensible
 from saboteur.faults import draws
 from saboteur.faults.formats import NumberFormat
 
@@ -28,6 +28,11 @@ class FaultModel(Part):
     """What goes wrong with one word in one number format."""
 
     group: ClassVar[str] = "saboteur.fault_models"
+
+    @property
+    def name(self) -> str:
+        """How tables call it; distinct for distinct settings."""
+        return described(self)
 
     @abstractmethod
     def variants(self, bits: int) -> int:
@@ -67,7 +72,7 @@ class _BitModel(FaultModel):
         if bits is None:
             return None
         if not bits or len(set(bits)) != len(bits):
-            raise ValueError("bits must be distinct and at least one")
+            raise ValueError("must be distinct and at least one")
         return tuple(sorted(bits))
 
     def _positions(self, bits: int) -> NDArray[np.int64]:
@@ -95,7 +100,10 @@ class BitFlip(_BitModel):
         if self.adjacent:
             positions = positions[positions + self.count <= bits]
         if len(positions) < (1 if self.adjacent else self.count):
-            raise FaultError(f"count: {self.count} bits do not fit {bits} bits with bits={self.bits}")
+            where = f"the {len(positions)} given positions of" if self.bits else ""
+            raise FaultError(
+                f"count: {self.count} {'adjacent ' * self.adjacent}bits do not fit {where} a {bits}-bit word"
+            )
         return positions
 
     def variants(self, bits: int) -> int:
@@ -157,11 +165,19 @@ class StuckAt(_BitModel):
         return np.where(high, words | mask, words & ~mask)
 
 
+def _refuse_repeats(given: tuple) -> tuple:
+    if len(set(given)) != len(given):
+        raise ValueError("must be distinct, or one fault would count twice")
+    return given
+
+
 class StuckValue(FaultModel):
     """The site transmits a given value whatever it should (byzantine neuron; Torres-Huitzil and Girau, 2017)."""
 
     kind: str = "stuck_value"
     values: Annotated[tuple[float, ...], Field(min_length=1)]
+
+    _distinct = field_validator("values")(_refuse_repeats)
 
     def variants(self, bits: int) -> int:
         """The given values."""
@@ -177,6 +193,8 @@ class Dead(FaultModel):
 
     kind: str = "dead"
     outputs: Annotated[tuple[Literal["zero", "high", "low"], ...], Field(min_length=1)] = ("zero",)
+
+    _distinct = field_validator("outputs")(_refuse_repeats)
 
     def variants(self, bits: int) -> int:
         """The listed outputs."""
@@ -237,7 +255,8 @@ class Noise(FaultModel):
         u = draws.unit_interval(drawn)
         z = ndtri(u) if self.distribution == "normal" else 2 * u - 1
         values = fmt.decode(words)
-        return fmt.encode(values * (1 + self.multiplicative * z) + self.additive * z)
+        with np.errstate(over="ignore", invalid="ignore"):
+            return fmt.encode(values * (1 + self.multiplicative * z) + self.additive * z)
 
 
 AnyFaultModel = extensible(FaultModel)

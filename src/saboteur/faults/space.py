@@ -24,6 +24,9 @@ from saboteur.faults.models import FaultModel
 Duration = Literal["transient", "intermittent", "permanent"]
 StratifyBy = Literal["network", "layer", "bit", "layer_bit", "site", "component"]
 
+_DRAWN_LANE = 101
+_ACTS_LANE = 102
+
 
 @dataclass(frozen=True)
 class Region:
@@ -71,14 +74,17 @@ class Region:
         """The lowest bit of each variant, −1 where the model acts on the value: [variants].
 
         Raises:
-            FaultError: when there are too many variants to list.
+            FaultError: when there are too many variants to list, or the model does not number them by bit.
         """
         if self.variants > 10**7:
             raise FaultError(
                 f"model: {self.model.kind} has {self.variants} variants for each word of {self.site}, too many "
                 "to tell apart by bit; stratify by network, layer, site or component"
             )
-        return self.model.bit(np.arange(self.variants), self.format.bits)
+        bits = self.model.bit(np.arange(self.variants), self.format.bits)
+        if (np.diff(bits) < 0).any():
+            raise FaultError(f"model: {self.model.kind}: the lowest bit must never decrease with the variant")
+        return bits
 
 
 @dataclass(frozen=True)
@@ -92,6 +98,10 @@ class Faults:
         element: int64 [rows], flat index into the region's shape.
         step: int32 [rows], the moment of the inference.
         variant: int64 [rows], which fault of the region's model.
+        rank: int64 [rows], the place of each row in its whole trial; counted from the rows if absent.
+
+    Raises:
+        FaultError: when the columns differ in length or the trials are not in order.
     """
 
     key: NDArray[np.uint64]
@@ -100,6 +110,15 @@ class Faults:
     element: NDArray[np.int64]
     step: NDArray[np.int32]
     variant: NDArray[np.int64]
+    rank: NDArray[np.int64] | None = None
+
+    def __post_init__(self) -> None:
+        if len({len(c) for c in (self.trial, self.region, self.element, self.step, self.variant)}) != 1:
+            raise FaultError("faults: the columns differ in length")
+        if len(self.trial) and (
+            self.trial[0] < 0 or self.trial[-1] >= self.trials or (self.trial[1:] < self.trial[:-1]).any()
+        ):
+            raise FaultError(f"faults: trials must be non-decreasing within 0 .. {self.trials - 1}")
 
     @property
     def trials(self) -> int:
@@ -109,16 +128,21 @@ class Faults:
     @cached_property
     def drawn(self) -> NDArray[np.uint64]:
         """A random word for each row, a pure function of the trial's key and the row's rank in its trial."""
-        rank = np.arange(len(self.trial)) - np.searchsorted(self.trial, self.trial)
-        return draws.words(self.key[self.trial], rank, lane=101)
+        return draws.words(self.key[self.trial], self._ranks, lane=_DRAWN_LANE)
+
+    @cached_property
+    def _ranks(self) -> NDArray[np.int64]:
+        if self.rank is not None:
+            return self.rank
+        return np.arange(len(self.trial)) - self.bounds[self.trial]
 
     @cached_property
     def bounds(self) -> NDArray[np.int64]:
         """Trial t holds the rows bounds[t] .. bounds[t + 1] − 1: [trials + 1]."""
         return np.searchsorted(self.trial, np.arange(self.trials + 1))
 
-    def rows(self, rows: ArrayLike) -> Faults:
-        """The given rows, in the given (non-decreasing) order, in the same trials."""
+    def rows(self, rows: NDArray) -> Faults:
+        """The given rows (numbers in non-decreasing order, or a mask), in the same trials, with the same draws."""
         return Faults(
             self.key,
             self.trial[rows],
@@ -126,21 +150,29 @@ class Faults:
             self.element[rows],
             self.step[rows],
             self.variant[rows],
+            self._ranks[rows],
         )
 
     def take(self, trials: ArrayLike) -> Faults:
-        """The given trials, renumbered from 0."""
+        """The given trials, renumbered from 0, with the same draws."""
         trials = np.asarray(trials, np.int64)
         counts = self.bounds[trials + 1] - self.bounds[trials]
         starts = np.cumsum(counts) - counts
         rows = np.repeat(self.bounds[trials] - starts, counts) + np.arange(counts.sum())
         renumbered = np.repeat(np.arange(len(trials)), counts)
-        picked = self.rows(rows)
-        return Faults(self.key[trials], renumbered, picked.region, picked.element, picked.step, picked.variant)
+        return Faults(
+            self.key[trials],
+            renumbered,
+            self.region[rows],
+            self.element[rows],
+            self.step[rows],
+            self.variant[rows],
+            self._ranks[rows],
+        )
 
     def acts(self, activity: float, inputs: ArrayLike, trial: int) -> NDArray[np.bool_]:
         """In which of ``inputs`` an intermittent fault of ``trial`` acts."""
-        return draws.uniform(self.key[trial], inputs, lane=102) < activity
+        return draws.uniform(self.key[trial], inputs, lane=_ACTS_LANE) < activity
 
 
 @dataclass(frozen=True)
@@ -172,6 +204,11 @@ class FaultSpace:
             raise FaultError("faults: the fault space is empty; no site is selected")
         if self.size > 2**62:
             raise FaultError(f"faults: {self.size} faults are more than 2**62; select fewer sites or variants")
+        seen: set[Region] = set()
+        for region in self.regions:
+            if region in seen:
+                raise FaultError(f"faults: {region.site} has the {region.duration} fault {region.model.name} twice")
+            seen.add(region)
 
     @cached_property
     def size(self) -> int:
@@ -229,7 +266,14 @@ class FaultSpace:
         )
 
     def decode(self, stratum: Stratum, index: NDArray[np.int64]) -> tuple[NDArray, NDArray, NDArray, NDArray]:
-        """Region, element, step and variant of the faults that ``index`` [n] numbers in ``stratum``."""
+        """Region, element, step and variant of the faults that ``index`` [n] numbers in ``stratum``.
+
+        Raises:
+            FaultError: when a number is not in the stratum.
+        """
+        index = np.asarray(index, np.int64)
+        if index.size and (index.min() < 0 or index.max() >= stratum.size):
+            raise FaultError(f"index: {stratum.name} numbers its faults 0 .. {stratum.size - 1}")
         ends = np.cumsum(stratum.sizes)
         part = np.searchsorted(ends, index, side="right")
         local = index - (ends - stratum.sizes)[part]
@@ -243,14 +287,13 @@ class FaultSpace:
         self, stratum: Stratum, region: NDArray, element: NDArray, step: NDArray, variant: NDArray
     ) -> NDArray[np.int64]:
         """The numbers in ``stratum`` of the given faults; the inverse of :meth:`decode`; −1 outside of it."""
-        index = np.full(np.shape(region), -1, np.int64)
         starts = np.cumsum(stratum.sizes) - stratum.sizes
-        for part, i in enumerate(stratum.regions):
-            first, last = stratum.first_variant[part], stratum.last_variant[part]
-            inside = (region == i) & (variant >= first) & (variant < last)
-            local = (element * self._steps[i] + step) * (last - first) + variant - first
-            index = np.where(inside, starts[part] + local, index)
-        return index
+        part_of = np.full(len(self.regions), -1)
+        part_of[stratum.regions] = np.arange(len(stratum.regions))
+        part = part_of[region]
+        first, last = stratum.first_variant[part], stratum.last_variant[part]
+        local = (element * self._steps[region] + step) * (last - first) + variant - first
+        return np.where((part >= 0) & (variant >= first) & (variant < last), starts[part] + local, -1)
 
     def bits(self, region: NDArray[np.int32], variant: NDArray[np.int64]) -> NDArray[np.int16]:
         """The lowest bit that each fault touches; −1 where its model acts on the value."""

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from saboteur.extensions import Part, extensible
+from saboteur.extensions import Part, described, extensible
 from saboteur.outcomes.golden import Golden, confidence
 
 
@@ -26,8 +26,7 @@ class Criterion(Part):
     @property
     def name(self) -> str:
         """How tables call it; distinct for distinct settings."""
-        settings = self.model_dump(exclude={"kind"}, exclude_defaults=True)
-        return self.kind + (f"({', '.join(f'{k}={v}' for k, v in settings.items())})" if settings else "")
+        return described(self)
 
     @abstractmethod
     def check(self, golden: Golden) -> None:
