@@ -6,12 +6,12 @@ Two denominators are kept apart throughout: *faults* (a fault judged over the in
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -22,7 +22,7 @@ from saboteur.campaign.model import Campaign, Unit
 from saboteur.campaign.plan import Plan
 from saboteur.campaign.runner import Session
 from saboteur.campaign.store import Store
-from saboteur.errors import StoreError
+from saboteur.errors import FaultError, StoreError
 from saboteur.faults import lists
 from saboteur.faults.space import Faults, FaultSpace
 from saboteur.outcomes.criteria import Criterion, FaultCriterion
@@ -39,22 +39,228 @@ class Counts:
     """What came of the trials of some cells: parallel columns, one entry a cell.
 
     Attributes:
+        stratum: the stratum of each cell.
+        group: the group of each cell, an index into :meth:`Results.groups`; 0 where strata are not cut further.
         population: single faults in the cell; for trials of many faults, its weight.
         n: valid trials.
-        faults: outcome -> how many faults.
-        inferences: how many inferences the valid trials met.
-        sums: outcome (``sdc``, ``due``) -> sum over faults of their inferences with that outcome.
-        squares: the same, sum of squares.
         invalid: trials that the harness could not run.
+        inferences: how many inferences the valid trials met.
+        faults: outcome -> how many faults.
+        sums: outcome -> sum over faults of their inferences with that outcome.
+        squares: the same, sum of squares.
     """
 
+    stratum: NDArray[np.int64]
+    group: NDArray[np.int64]
     population: NDArray[np.float64]
     n: NDArray[np.int64]
-    faults: dict[str, NDArray[np.int64]]
+    invalid: NDArray[np.int64]
     inferences: NDArray[np.int64]
+    faults: dict[str, NDArray[np.int64]]
     sums: dict[str, NDArray[np.int64]]
     squares: dict[str, NDArray[np.int64]]
-    invalid: NDArray[np.int64]
+
+    def take(self, cells: NDArray) -> Counts:
+        """The given cells."""
+        return self._each(lambda column: column[cells], self.stratum[cells], self.group[cells])
+
+    def merged(self, group: NDArray[np.int64]) -> Counts:
+        """Cells of the same stratum and the same new ``group`` [cells] added up; a negative group is left out."""
+        kept = group >= 0
+        pairs, index = np.unique(np.stack([self.stratum[kept], group[kept]]), axis=1, return_inverse=True)
+        index = index.reshape(-1)
+
+        def add(column: NDArray) -> NDArray:
+            return np.bincount(index, column[kept], pairs.shape[1]).astype(column.dtype)
+
+        return self._each(add, pairs[0], pairs[1])
+
+    def _each(self, change: Callable[[NDArray], NDArray], stratum: NDArray, group: NDArray) -> Counts:
+        plain = (change(column) for column in (self.population, self.n, self.invalid, self.inferences))
+        by_outcome = (
+            {name: change(column) for name, column in columns.items()}
+            for columns in (self.faults, self.sums, self.squares)
+        )
+        return Counts(stratum, group, *plain, *by_outcome)
+
+
+class Collector(Protocol):
+    """Takes the observations in batches, so that one reading of a store serves many questions."""
+
+    def add(self, table: pa.Table) -> None:
+        """Take the next batch."""
+        ...
+
+
+class CountCollector:
+    """Counts outcomes under several criteria, in the finest cells that any grouping needs."""
+
+    def __init__(self, results: Results, criteria: Sequence[Criterion]):
+        self._results, self._criteria = results, criteria
+        cells = len(results.cells.stratum)
+        self._shared = {name: np.zeros(cells, np.int64) for name in ("n", "invalid", "inferences")}
+        self._found = {
+            criterion.name: tuple({name: np.zeros(cells, np.int64) for name in OUTCOMES} for _ in range(3))
+            for criterion in criteria
+        }
+
+    def add(self, table: pa.Table) -> None:
+        """Count a batch."""
+        cells, golden = self._results.cells, self._results.session.golden
+        cell, size = cells.of(table), len(cells.stratum)
+        valid = table["invalid"].is_null().to_numpy()
+        self._shared["invalid"] += np.bincount(cell[~valid], minlength=size)
+        table, cell = table.filter(pa.array(valid)), cell[valid]
+        met = table["inferences"].to_numpy()
+        self._shared["n"] += np.bincount(cell, minlength=size)
+        self._shared["inferences"] += np.bincount(cell, met, size).astype(np.int64)
+        due = np.sum([table[column].to_numpy() for column in _DUE], axis=0)
+        for criterion in self._criteria:
+            faults, sums, squares = self._found[criterion.name]
+            found = outcome(table, criterion, golden)
+            for name in OUTCOMES:
+                faults[name] += np.bincount(cell[found == name], minlength=size)
+            if isinstance(criterion, FaultCriterion):
+                continue
+            sdc = table[f"sdc:{criterion.name}"].to_numpy()
+            for name, x in {"sdc": sdc, "due": due, "masked": met - sdc - due}.items():
+                sums[name] += np.bincount(cell, x, size).astype(np.int64)
+                squares[name] += np.bincount(cell, x.astype(float) ** 2, size).astype(np.int64)
+
+    def counts(self, criterion: Criterion, by: GroupBy | None = None) -> Counts:
+        """The counts of each stratum that has trials to give or (stratum, group) cell."""
+        results, shared = self._results, self._shared
+        cells = results.cells
+        finest = Counts(
+            cells.stratum,
+            np.zeros_like(cells.stratum),
+            cells.population,
+            shared["n"],
+            shared["invalid"],
+            shared["inferences"],
+            *self._found[criterion.name],
+        )
+        if by is None:
+            return finest.merged(finest.group)
+        merged = finest.merged(results.group_of_cells(by))
+        if results.session.sampler.listed is not None and results.campaign.sampling.represents == "list":
+            return replace(merged, population=(merged.n + merged.invalid).astype(float))  # its own population
+        return merged
+
+
+class CriticalCollector:
+    """Keeps the trials with the most SDC inferences (for a fault criterion: the largest loss of right answers)."""
+
+    def __init__(self, criterion: Criterion, limit: int):
+        self._criterion, self._limit = criterion, limit
+        self.trials: pa.Table | None = None
+
+    def add(self, table: pa.Table) -> None:
+        """Keep the worst of what was kept and a batch."""
+        table = table.filter(pa.array(table["invalid"].is_null().to_numpy()))
+        hit = severity(table, self._criterion)
+        table = table.append_column("severity", pa.array(hit)).filter(pa.array(hit > 0))
+        if self.trials is not None:
+            table = pa.concat_tables([self.trials, table], promote_options="permissive")
+        order = [("severity", "descending"), ("stratum", "ascending"), ("trial", "ascending")]
+        self.trials = table.sort_by(order).slice(0, self._limit)
+
+
+class ConvergenceCollector:
+    """Keeps stratum and outcome of every valid trial, in the order of the plan."""
+
+    def __init__(self, results: Results, criterion: Criterion):
+        self._results, self._criterion = results, criterion
+        self._strata: list[NDArray[np.int32]] = []
+        self._sdc: list[NDArray[np.bool_]] = []
+
+    def add(self, table: pa.Table) -> None:
+        """Keep a batch."""
+        found = outcome(table, self._criterion, self._results.session.golden)
+        keep = found != "invalid"
+        self._strata.append(table["stratum"].to_numpy()[keep])
+        self._sdc.append(found[keep] == "sdc")
+
+    def curve(self, points: int = 40) -> list[tuple[int, Estimate]]:
+        """How the estimate settled; see :meth:`Results.convergence`."""
+        if not self._strata or not sum(map(len, self._sdc)):
+            return []
+        results = self._results
+        stratum, sdc = np.concatenate(self._strata), np.concatenate(self._sdc)
+        population, curve = results.strata_populations, []
+        # Strata are run one after the other; what would have been known after a share of the plan is what the
+        # first so many trials of every stratum show.
+        by_stratum = np.argsort(stratum, kind="stable")
+        sizes = np.bincount(stratum, minlength=len(population))
+        starts = np.cumsum(sizes) - sizes
+        rank = np.empty(len(stratum))
+        rank[by_stratum] = np.arange(len(stratum)) - starts[stratum[by_stratum]]
+        order = np.argsort((rank + 0.5) / sizes[stratum], kind="stable")
+        stratum, sdc = stratum[order], sdc[order]
+        for stop in np.unique(np.geomspace(min(20, len(sdc)), len(sdc), points).round().astype(int)):
+            n = np.bincount(stratum[:stop], minlength=len(population))
+            k = np.bincount(stratum[:stop][sdc[:stop]], minlength=len(population))
+            curve.append((int(stop), results.estimate_of_strata(k, n)))
+        return curve
+
+
+class InvalidCollector:
+    """Keeps which trials the harness could not run, and why."""
+
+    def __init__(self) -> None:
+        schema = pa.schema([("stratum", pa.int32()), ("trial", pa.int64()), ("invalid", pa.string())])
+        self.trials: pa.Table = schema.empty_table()
+
+    def add(self, table: pa.Table) -> None:
+        """Keep a batch's."""
+        found = table.filter(pa.array(table["invalid"].is_valid().to_numpy())).select(self.trials.column_names)
+        if len(found):
+            self.trials = pa.concat_tables([self.trials, found.cast(self.trials.schema)])
+
+
+def severity(table: pa.Table, criterion: Criterion) -> NDArray[np.float64]:
+    """The share of its inputs on which each trial is SDC; for a fault criterion, the share of right answers lost."""
+    if isinstance(criterion, FaultCriterion):
+        lost = table["golden_correct"].to_numpy() - table["correct"].to_numpy()
+    else:
+        lost = table[f"sdc:{criterion.name}"].to_numpy()
+    return lost / np.maximum(table["inferences"].to_numpy(), 1)
+
+
+@dataclass(frozen=True)
+class Cells:
+    """The population cut as finely as any strata and groups do: by (region, bit), each within one stratum.
+
+    Behind these come one cell a stratum for trials that hold no or many faults.
+
+    Attributes:
+        stratum, region, bit: of each cell; region −1 for trials of no or many faults, bit −1 where the model
+            acts on the value, or where bits cannot be told apart.
+        population: single faults in it; for trials of many faults, its weight.
+        bits: whether bits can be told apart.
+    """
+
+    stratum: NDArray[np.int64]
+    region: NDArray[np.int64]
+    bit: NDArray[np.int64]
+    population: NDArray[np.float64]
+    bits: bool
+
+    @cached_property
+    def _lookup(self) -> NDArray[np.int64]:
+        lookup = np.full((self.region.max() + 2, self.bit.max() + 2), -1)
+        lookup[self.region + 1, self.bit + 1] = np.arange(len(self.region))
+        return lookup
+
+    def of(self, table: pa.Table) -> NDArray[np.int64]:
+        """The cell of each observed trial."""
+        if self.region.max() < 0:
+            return table["stratum"].to_numpy().astype(np.int64)
+        region = table["region"].fill_null(-1).to_numpy().astype(np.int64)
+        bit = table["bit"].fill_null(-1).to_numpy().astype(np.int64) if self.bits else np.full(len(table), -1)
+        several = np.flatnonzero(self.region < 0)  # in the order of the strata
+        cell = self._lookup[np.where(region < 0, 0, region + 1), np.where(region < 0, 0, bit + 1)]
+        return np.where(region < 0, several[table["stratum"].to_numpy()], cell)
 
 
 @dataclass(frozen=True)
@@ -118,10 +324,6 @@ class Results:
 
     # -- cells: strata, cut further by a group --------------------------------------------------------------
 
-    def _group_of_regions(self, by: GroupBy) -> list[str]:
-        attribute = {"layer": "layer", "layer_bit": "layer", "site": "site", "component": "component"}
-        return [getattr(region, attribute[by]) if by != "bit" else "" for region in self.space.regions]
-
     @cached_property
     def _weights(self) -> NDArray[np.float64]:
         """What one single fault of each stratum counts, so that strata of combinations weigh by their size."""
@@ -129,77 +331,81 @@ class Results:
         populations = np.array([np.nan if p is None else p for p in self.session.sampler.populations])
         return np.where(np.isnan(populations), 1e15 / sizes.sum(), populations / sizes)
 
-    def groups(self, by: GroupBy) -> list[tuple[str, int]]:
-        """The (name, bit) of each group, in the order of the space; bit is −1 where bits are not told apart."""
-        if self.campaign.multiple:
-            return []
-        names, seen = self._group_of_regions(by), {}
-        for i, region in enumerate(self.space.regions):
-            for bit in np.unique(region.variant_bits).tolist() if by in ("bit", "layer_bit") else [-1]:
-                seen[names[i], bit] = None
-        return sorted(seen, key=lambda group: group[1]) if by == "bit" else list(seen)
+    @cached_property
+    def strata_populations(self) -> NDArray[np.float64]:
+        """What each stratum counts among all: its faults, or its weight."""
+        return np.array([stratum.size for stratum in self.session.sampler.strata]) * self._weights
 
-    def _cell_populations(self, by: GroupBy) -> NDArray[np.float64]:
-        """Population of each (stratum, group): [strata, groups]."""
-        index = {group: g for g, group in enumerate(self.groups(by))}
-        names, strata = self._group_of_regions(by), self.session.sampler.strata
-        population = np.zeros((len(strata), len(index)))
-        for h, stratum in enumerate(strata):
+    @cached_property
+    def cells(self) -> Cells:
+        """The finest cells; trials of many faults by draw have none but their strata."""
+        strata, regions = self.session.sampler.strata, self.space.regions
+        try:
+            bits_told = all(len(region.variant_bits) for region in regions)
+        except FaultError:  # too many variants
+            bits_told = False
+        rows: list[tuple[int, int, int, float]] = []
+        for h, stratum in enumerate(strata if not self.campaign.multiple else ()):
             for i, first, last in zip(stratum.regions, stratum.first_variant, stratum.last_variant, strict=True):
-                region = self.space.regions[i]
-                if by in ("bit", "layer_bit"):
-                    bits, counts = np.unique(region.variant_bits[first:last], return_counts=True)
+                each = regions[i].elements * regions[i].steps * self._weights[h]
+                if bits_told:
+                    bits, counts = np.unique(regions[i].variant_bits[first:last], return_counts=True)
+                    rows += [(h, i, bit, each * n) for bit, n in zip(bits.tolist(), counts.tolist(), strict=True)]
                 else:
-                    bits, counts = np.array([-1]), np.array([last - first])
-                for bit, count in zip(bits.tolist(), counts.tolist(), strict=True):
-                    population[h, index[names[i], bit]] += region.elements * region.steps * count
-        return population * self._weights[:, None]
+                    rows.append((h, i, -1, each * (last - first)))
+        several = self.strata_populations if self.campaign.multiple else np.zeros(len(strata))
+        rows += [(h, -1, -1, weight) for h, weight in enumerate(several)]
+        stratum, region, bit, population = zip(*rows, strict=True)
+        return Cells(
+            np.array(stratum), np.array(region), np.array(bit), np.array(population, np.float64), bool(bits_told)
+        )
 
-    def _group_column(self, table: pa.Table, by: GroupBy) -> NDArray[np.int64]:
-        """The group of each (single-fault) trial."""
-        groups = self.groups(by)
-        names = self._group_of_regions(by)
-        region = table["region"].to_numpy()
-        if by not in ("bit", "layer_bit"):
-            order = {name: g for g, (name, _) in enumerate(groups)}
-            return np.array([order[name] for name in names])[region]
-        lookup = np.full((len(names), 65), -1)
-        for g, (name, bit) in enumerate(groups):
-            lookup[np.array(names) == name, bit + 1] = g
-        return lookup[region, table["bit"].to_numpy() + 1]
+    def groups(self, by: GroupBy) -> list[tuple[str, int]]:
+        """The (name, bit) of each group, in the order of the space; bit is −1 where bits are not told apart.
+
+        There are none where trials hold many faults by draw, or where bits are asked for and a model has too
+        many variants to tell them apart.
+        """
+        return list(self._numbered(by))
+
+    def _names(self, by: GroupBy) -> list[str]:
+        attribute = "layer" if by == "layer_bit" else by
+        return ["" if by == "bit" else getattr(region, attribute) for region in self.space.regions]
+
+    def _numbered(self, by: GroupBy) -> dict[tuple[str, int], int]:
+        with_bits = by in ("bit", "layer_bit")
+        if self.campaign.multiple or (with_bits and not self.cells.bits):
+            return {}
+        names, cells = self._names(by), self.cells
+        single = cells.region >= 0
+        pairs = sorted(set(zip(cells.region[single].tolist(), cells.bit[single].tolist(), strict=True)))
+        groups = list(dict.fromkeys((names[region], bit if with_bits else -1) for region, bit in pairs))
+        if by == "bit":
+            groups.sort(key=lambda group: group[1])
+        return {group: g for g, group in enumerate(groups)}
+
+    def group_of_cells(self, by: GroupBy) -> NDArray[np.int64]:
+        """The group of each finest cell, an index into :meth:`groups`; −1 for trials of no or many faults."""
+        numbered, names = self._numbered(by), self._names(by)
+        bits = self.cells.bit if by in ("bit", "layer_bit") else np.full(len(self.cells.bit), -1)
+        return np.array(
+            [
+                -1 if region < 0 else numbered.get((names[region], bit), -1)
+                for region, bit in zip(self.cells.region.tolist(), bits.tolist(), strict=True)
+            ]
+        )
+
+    def read(self, *collectors: Collector) -> None:
+        """Hand the observations to all ``collectors``, reading the store once."""
+        for table in self.tables():
+            for collector in collectors:
+                collector.add(table)
 
     def counts(self, criterion: Criterion, by: GroupBy | None = None) -> Counts:
-        """Outcomes under ``criterion`` for each stratum (shape [strata]) or (stratum, group) cell, flattened."""
-        strata = self.session.sampler.strata
-        if by is None:
-            population = np.array([stratum.size for stratum in strata]) * self._weights
-        else:
-            population = self._cell_populations(by)
-        cells, groups = population.size, 1 if by is None else population.shape[1]
-        n, inferences, invalid = np.zeros((3, cells), np.int64)
-        faults = dict(zip(OUTCOMES, np.zeros((3, cells), np.int64), strict=True))
-        sums, squares = (dict(zip(("sdc", "due"), np.zeros((2, cells), np.int64), strict=True)) for _ in range(2))
-        for table, found in self.outcomes(criterion):
-            cell = table["stratum"].to_numpy().astype(np.int64)
-            if by is not None:
-                cell = cell * groups + self._group_column(table, by)
-            valid = found != "invalid"
-            invalid += np.bincount(cell[~valid], minlength=cells)
-            table, found, cell = table.filter(pa.array(valid)), found[valid], cell[valid]
-            n += np.bincount(cell, minlength=cells)
-            inferences += np.bincount(cell, table["inferences"].to_numpy(), cells).astype(np.int64)
-            for name in OUTCOMES:
-                faults[name] += np.bincount(cell[found == name], minlength=cells)
-            due = np.sum([table[column].to_numpy() for column in _DUE], axis=0)
-            by_inference = {"due": due}
-            if not isinstance(criterion, FaultCriterion):
-                by_inference["sdc"] = table[f"sdc:{criterion.name}"].to_numpy()
-            for name, x in by_inference.items():
-                sums[name] += np.bincount(cell, x, cells).astype(np.int64)
-                squares[name] += np.bincount(cell, x.astype(float) ** 2, cells).astype(np.int64)
-        if self.session.sampler.listed is not None and self.campaign.sampling.represents == "list" and by is not None:
-            population = (n + invalid).astype(float)  # a list is its own population
-        return Counts(population.ravel().astype(float), n, faults, inferences, sums, squares, invalid)
+        """Outcomes under ``criterion`` for each stratum or (stratum, group) cell."""
+        collector = CountCollector(self, [criterion])
+        self.read(collector)
+        return collector.counts(criterion, by)
 
     # -- estimates ------------------------------------------------------------------------------------------
 
@@ -214,43 +420,68 @@ class Results:
             "exhaustive": "all faults",
         }.get(self.campaign.sampling.kind, "listed faults")
 
-    def estimate(self, criterion: Criterion, what: str = "sdc", unit: Unit = "faults") -> Estimate:
+    def estimate(
+        self, criterion: Criterion, what: str = "sdc", unit: Unit = "faults", counts: Counts | None = None
+    ) -> Estimate:
         """The rate of an outcome (``sdc``, ``due`` or ``masked``) over the whole population.
+
+        Args:
+            criterion: what counts as SDC.
+            what: the outcome.
+            unit: the denominator.
+            counts: the :meth:`counts` of the strata, where they are at hand already.
 
         Raises:
             StoreError: when nothing valid has been observed yet, or the criterion does not judge inferences.
         """
-        return self._estimate(self.counts(criterion), slice(None), criterion, what, unit)
+        return self._estimate(counts or self.counts(criterion), criterion, what, unit)
 
     def estimates(
-        self, criterion: Criterion, by: GroupBy, what: str = "sdc", unit: Unit = "faults"
+        self,
+        criterion: Criterion,
+        by: GroupBy,
+        what: str = "sdc",
+        unit: Unit = "faults",
+        counts: Counts | None = None,
     ) -> list[tuple[str, int, Estimate]]:
         """The rate of an outcome for each group that has been met: (name, bit or −1, estimate)."""
         groups = self.groups(by)
         if not groups:
             return []
-        counts = self.counts(criterion, by)
-        cells = np.arange(counts.n.size).reshape(-1, len(groups))
+        counts = counts or self.counts(criterion, by)
+        order = np.argsort(counts.group, kind="stable")
+        ends = np.searchsorted(counts.group[order], np.arange(len(groups) + 1))
         found = []
         for g, (name, bit) in enumerate(groups):
-            column = cells[counts.population[cells[:, g]] > 0, g]
-            if counts.n[column].sum():
-                found.append((name, bit, self._estimate(counts, column, criterion, what, unit)))
+            group = counts.take(order[ends[g] : ends[g + 1]])
+            if group.n.sum():
+                found.append((name, bit, self._estimate(group, criterion, what, unit)))
         return found
 
-    def _estimate(self, counts: Counts, cells: object, criterion: Criterion, what: str, unit: Unit) -> Estimate:
+    def estimate_of_strata(self, k: NDArray[np.int64], n: NDArray[np.int64]) -> Estimate:
+        """The share of faults with some property that ``k`` of ``n`` valid trials of each stratum [strata] have."""
+        met = n > 0
+        population = self.strata_populations
+        return statistics.stratified(
+            k[met],
+            n[met],
+            np.maximum(population[met], n[met]),
+            self.campaign.sampling.confidence,
+            stopping_rule=self.stopping_words,
+        )
+
+    def _estimate(self, counts: Counts, criterion: Criterion, what: str, unit: Unit) -> Estimate:
         confidence, words = self.campaign.sampling.confidence, self.stopping_words
-        population, n = counts.population[cells], counts.n[cells]
-        if n.sum() == 0:
+        if counts.n.sum() == 0:
             raise StoreError(f"store: {self.store.path} holds no valid trial yet")
-        population = np.maximum(population, n)
+        population = np.maximum(counts.population, counts.n)
         if unit == "faults":
-            return statistics.stratified(counts.faults[what][cells], n, population, confidence, stopping_rule=words)
+            return statistics.stratified(counts.faults[what], counts.n, population, confidence, stopping_rule=words)
         if isinstance(criterion, FaultCriterion):
             raise StoreError(f"criterion: {criterion.name} judges faults, not inferences")
         each = int(counts.inferences.sum() // counts.n.sum())
         return statistics.clustered(
-            counts.sums[what][cells], counts.squares[what][cells], n, each, population, confidence, stopping_rule=words
+            counts.sums[what], counts.squares[what], counts.n, each, population, confidence, stopping_rule=words
         )
 
     # -- single trials --------------------------------------------------------------------------------------
@@ -261,21 +492,11 @@ class Results:
         Returns:
             The observations of at most ``limit`` trials, worst first, with a column ``severity`` (0 to 1).
         """
-        best: pa.Table | None = None
-        for table in self.tables():
-            table = table.filter(pa.array(table["invalid"].is_null().to_numpy()))
-            if isinstance(criterion, FaultCriterion):
-                lost = table["golden_correct"].to_numpy() - table["correct"].to_numpy()
-            else:
-                lost = table[f"sdc:{criterion.name}"].to_numpy()
-            severity = lost / np.maximum(table["inferences"].to_numpy(), 1)
-            table = table.append_column("severity", pa.array(severity)).filter(pa.array(severity > 0))
-            best = table if best is None else pa.concat_tables([best, table], promote_options="permissive")
-            order = [("severity", "descending"), ("stratum", "ascending"), ("trial", "ascending")]
-            best = best.sort_by(order).slice(0, limit)
-        if best is None:
+        collector = CriticalCollector(criterion, limit)
+        self.read(collector)
+        if collector.trials is None:
             raise StoreError(f"store: {self.store.path} holds no finished work unit yet")
-        return best
+        return collector.trials
 
     def faults(self, trials: pa.Table) -> pa.Table:
         """The single faults of the given trials (columns ``stratum`` and ``trial``) as a readable list."""
@@ -314,53 +535,31 @@ class Results:
 
     def invalid(self) -> pa.Table:
         """Trials that the harness could not run: ``stratum``, ``trial``, ``invalid`` (why)."""
-        columns = ["stratum", "trial", "invalid"]
-        parts = [t.filter(pa.array(t["invalid"].is_valid().to_numpy())).select(columns) for t in self.tables()]
-        schema = pa.schema([("stratum", pa.int32()), ("trial", pa.int64()), ("invalid", pa.string())])
-        return pa.concat_tables([part.cast(schema) for part in parts]) if parts else schema.empty_table()
+        collector = InvalidCollector()
+        self.read(collector)
+        return collector.trials
 
     def convergence(self, criterion: Criterion, points: int = 40) -> list[tuple[int, Estimate]]:
         """How the estimate over the population settled: (trials so far, estimate) in the order of the plan."""
-        strata, found = [], []
-        for table, outcomes in self.outcomes(criterion):
-            keep = outcomes != "invalid"
-            strata.append(table["stratum"].to_numpy()[keep])
-            found.append(outcomes[keep] == "sdc")
-        if not strata:
-            return []
-        stratum, sdc = np.concatenate(strata), np.concatenate(found)
-        population = np.array([s.size for s in self.session.sampler.strata]) * self._weights
-        cells, curve = len(population), []
-        # Strata are run one after the other; what would have been known after a share of the plan is what the
-        # first so many trials of every stratum show.
-        rank = np.empty(len(stratum))
-        for h in range(cells):
-            members = stratum == h
-            rank[members] = (np.arange(members.sum()) + 0.5) / max(members.sum(), 1)
-        order = np.argsort(rank, kind="stable")
-        stratum, sdc = stratum[order], sdc[order]
-        for stop in np.unique(np.geomspace(min(20, len(sdc)), len(sdc), points).astype(int)):
-            n = np.bincount(stratum[:stop], minlength=cells)
-            k = np.bincount(stratum[:stop][sdc[:stop]], minlength=cells)
-            met = population[n > 0] if self.campaign.sampling.kind != "list" else n[n > 0].astype(float)
-            curve.append(
-                (
-                    int(stop),
-                    statistics.stratified(
-                        k[n > 0], n[n > 0], np.maximum(met, n[n > 0]), self.campaign.sampling.confidence
-                    ),
-                )
-            )
-        return curve
+        collector = ConvergenceCollector(self, criterion)
+        self.read(collector)
+        return collector.curve(points)
 
     # -- the verdict ----------------------------------------------------------------------------------------
 
-    def verdict(self) -> tuple[Literal["met", "not met", "open"], Estimate] | None:
-        """Whether the requirement is met: the whole interval lies below it, above it, or neither."""
+    def verdict(self, counts: Counts | None = None) -> tuple[Literal["met", "not met", "open"], Estimate] | None:
+        """Whether the requirement is met: the whole interval lies below it, above it, or neither.
+
+        Args:
+            counts: the :meth:`counts` of the strata under the question, where they are at hand already.
+
+        Raises:
+            StoreError: when nothing valid has been observed yet.
+        """
         requirement = self.campaign.requirement
         if requirement is None:
             return None
-        estimate = self.estimate(self.campaign.criterion(requirement.criterion), "sdc", requirement.unit)
+        estimate = self.estimate(self.campaign.question, "sdc", requirement.unit, counts)
         if estimate.high <= requirement.at_most:
             return "met", estimate
         return ("not met" if estimate.low > requirement.at_most else "open"), estimate
