@@ -40,9 +40,7 @@ class SoftwareFault(FaultSpec):
     """
 
     where: Where
-    layers: tuple[str, ...] = Field(
-        default=("*",), description="module names; * and ? match as in file names"
-    )
+    layers: tuple[str, ...] = Field(default=("*",), description="module names; * and ? match as in file names")
     layer_types: tuple[str, ...] | None = Field(default=None, description="module classes, such as Conv2d")
     granularity: Literal["element", "channel", "layer"] = Field(
         default="element",
@@ -78,20 +76,12 @@ class PyTorchTarget(TargetSpec):
     workload: str | None = None
     model: str | None = None
     data: str | None = None
-    inputs: Annotated[int, Field(ge=1)] | None = Field(
-        default=None, description="use only the first so many inputs"
-    )
+    inputs: Annotated[int, Field(ge=1)] | None = Field(default=None, description="use only the first so many inputs")
     outputs: Literal["logits", "probabilities", "values"] = "logits"
-    output: int | str | None = Field(
-        default=None, description="which element of a tuple or mapping is the output"
-    )
+    output: int | str | None = Field(default=None, description="which element of a tuple or mapping is the output")
     weights_format: str | None = Field(default=None, description="number format that weights are stored in")
-    activations_format: str | None = Field(
-        default=None, description="number format that layer outputs travel in"
-    )
-    per_channel: bool = Field(
-        default=True, description="affine weight formats: one scale for each output channel"
-    )
+    activations_format: str | None = Field(default=None, description="number format that layer outputs travel in")
+    per_channel: bool = Field(default=True, description="affine weight formats: one scale for each output channel")
 
     @field_validator("weights_format", "activations_format")
     @classmethod

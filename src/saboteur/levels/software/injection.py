@@ -1,0 +1,100 @@
+"""The plain engine: put the faults in, run forward, take them out. Every faster engine is proved against it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+
+import numpy as np
+from numpy.typing import NDArray
+
+from saboteur.faults.space import Faults, FaultSpace
+from saboteur.levels.software.corruption import Hits, corrupted
+from saboteur.levels.software.memory import Memory
+from saboteur.levels.software.runner import Edit, HarnessError, ModelError, Runner
+from saboteur.levels.software.site import Site
+from saboteur.outcomes.recorder import Recorder
+
+
+def inject(runner: Runner, sites: Mapping[str, Site], space: FaultSpace, faults: Faults, recorder: Recorder) -> None:
+    """Run every trial of ``faults``, one after the other.
+
+    Args:
+        runner: runs the model.
+        sites: by name, at least those of the space.
+        space: where the faults come from.
+        faults: the trials.
+        recorder: takes the outputs and says which inputs each trial meets.
+    """
+    everything = np.arange(runner.inputs)
+    for trial in range(faults.trials):
+        inputs = everything if recorder.inputs is None else recorder.inputs[trial]
+        hits = Hits.of_trial(space, faults, trial)
+        try:
+            for acting, inputs_of_them in acting_together(space, faults, trial, hits, inputs):
+                _run(runner, sites, acting, trial, inputs_of_them, recorder)
+        except HarnessError as error:
+            recorder.invalid(trial, str(error))
+
+
+def acting_together(
+    space: FaultSpace, faults: Faults, trial: int, hits: Hits, inputs: NDArray[np.int64]
+) -> Iterator[tuple[Hits, NDArray[np.int64]]]:
+    """Part the inputs of a trial by which of its faults act in them: all, but for intermittent ones."""
+    activity = np.array([region.activity for region in space.regions])[hits.region]
+    levels = np.unique(activity[activity < 1])
+    acts = np.array([faults.acts(level, inputs, trial) for level in levels]).reshape(len(levels), len(inputs))
+    first_acting = len(levels) - acts.sum(axis=0)
+    for first in np.unique(first_acting):
+        acting = (activity == 1) | np.isin(activity, levels[int(first) :])
+        yield hits.where(acting), inputs[first_acting == first]
+
+
+def _run(
+    runner: Runner,
+    sites: Mapping[str, Site],
+    hits: Hits,
+    trial: int,
+    inputs: NDArray[np.int64],
+    recorder: Recorder,
+) -> None:
+    def trials(pairs: NDArray) -> NDArray[np.int64]:
+        return np.full(len(pairs), trial)
+
+    if not len(hits):
+        recorder.identical(trials(inputs), inputs)
+        return
+    with present(sites, hits) as edits:
+        for batch, chosen in runner.batches(inputs):
+            try:
+                recorder.outputs(trials(chosen), chosen, runner.run(batch, edits)[chosen - batch.start])
+            except ModelError:
+                for one in chosen:
+                    _run_alone(runner, edits, trial, one, recorder)
+
+
+def _run_alone(runner: Runner, edits: list[Edit], trial: int, one: np.int64, recorder: Recorder) -> None:
+    """Find out whether this input, of a batch in which one crashed, crashes the model."""
+    pair = np.array([trial]), np.array([one])
+    try:
+        output = runner.run_alone(one, edits)
+    except ModelError:
+        recorder.abnormal(*pair, "crash")
+    else:
+        recorder.outputs(*pair, output[None])
+
+
+@contextmanager
+def present(sites: Mapping[str, Site], hits: Hits) -> Iterator[list[Edit]]:
+    """Stored values hold their faults in this context; what is to be done to signals is given back."""
+    edits: list[Edit] = []
+    with ExitStack() as stack:
+        for name, there in hits.by_site().items():
+            site = sites[name]
+            if isinstance(site, Memory):
+                elements = np.unique(there.element)
+                words = corrupted(site.words(elements), elements, there, site.format_at)
+                stack.enter_context(site.overwritten(elements, words))
+            else:
+                edits.append((site, there))
+        yield edits

@@ -1,0 +1,215 @@
+"""Stored values of a model (parameters, buffers, packed weights), read and overwritten as words."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from saboteur.faults.formats import Affine, NumberFormat
+from saboteur.levels.software.emulation import native_format, raw_view, tensor_of, words_of
+from saboteur.levels.software.flow import MODEL, named_modules
+from saboteur.levels.software.site import Site
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Memory(Site, ABC):
+    """A stored tensor."""
+
+    tensor: str
+
+    @abstractmethod
+    def values(self) -> Tensor:
+        """What is stored, fault-free, as the format's values or raw integers."""
+
+    @abstractmethod
+    def overwritten(self, elements: NDArray[np.int64], words: NDArray[np.uint64]):
+        """A context in which the distinct ``elements`` hold ``words``; afterwards all is as before."""
+
+    def words(self, elements: NDArray[np.int64] | None = None) -> NDArray[np.uint64]:
+        """The fault-free words [n] of flat ``elements`` [n], or of all."""
+        values = self.values()
+        if elements is None:
+            elements = np.arange(values.numel())
+        return words_of(values[_index(elements, self.shape)].reshape(-1), self.format_at(elements))
+
+
+class Plain(Memory):
+    """A parameter or buffer."""
+
+    def values(self) -> Tensor:
+        """The tensor itself."""
+        return getattr(self.module, self.tensor).detach()
+
+    @contextmanager
+    def overwritten(self, elements: NDArray[np.int64], words: NDArray[np.uint64]) -> Iterator[None]:
+        """Write in place."""
+        values = self.values()
+        bits, index = raw_view(values), _index(elements, self.shape)
+        before = bits[index].clone()
+        try:
+            bits[index] = raw_view(tensor_of(words, self.format_at(elements), values)).reshape(before.shape)
+            yield
+        finally:
+            bits[index] = before
+
+
+class Pruned(Memory):
+    """A tensor that a hook before each forward pass computes from others (pruning masks, weight norm)."""
+
+    def values(self) -> Tensor:
+        """What the hooks compute."""
+        before = getattr(self.module, self.tensor)
+        try:
+            for hook in self.module._forward_pre_hooks.values():
+                if _computed_name(hook) == self.tensor:
+                    hook(self.module, ())
+            return getattr(self.module, self.tensor).detach()
+        finally:
+            setattr(self.module, self.tensor, before)
+
+    @contextmanager
+    def overwritten(self, elements: NDArray[np.int64], words: NDArray[np.uint64]) -> Iterator[None]:
+        """Replace the computed tensor before each forward pass."""
+        faulted = _faulted(self, elements, words)
+        before = getattr(self.module, self.tensor)
+        handle = self.module.register_forward_pre_hook(lambda module, _args: setattr(module, self.tensor, faulted))
+        try:
+            yield
+        finally:
+            handle.remove()
+            setattr(self.module, self.tensor, before)
+
+
+class Parametrized(Memory):
+    """A tensor that ``torch.nn.utils.parametrize`` computes at each use."""
+
+    def values(self) -> Tensor:
+        """What the parametrisation computes."""
+        return getattr(self.module, self.tensor).detach()
+
+    @contextmanager
+    def overwritten(self, elements: NDArray[np.int64], words: NDArray[np.uint64]) -> Iterator[None]:
+        """Replace what the parametrisation computes."""
+        faulted = _faulted(self, elements, words)
+        handle = self.module.parametrizations[self.tensor].register_forward_hook(lambda *_: faulted)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+
+class Packed(Memory):
+    """The weight or bias of a layer of ``torch.ao.nn.quantized``, which holds both in one packed object."""
+
+    def values(self) -> Tensor:
+        """The stored integers of the weight, or the floating-point bias."""
+        values = getattr(self.module, self.tensor)().detach()
+        return values.int_repr() if values.is_quantized else values
+
+    @contextmanager
+    def overwritten(self, elements: NDArray[np.int64], words: NDArray[np.uint64]) -> Iterator[None]:
+        """Pack a faulted weight or bias in place of the stored one."""
+        weight, bias = self.module.weight(), self.module.bias()
+        faulted = _faulted(self, elements, words)
+        if self.tensor == "bias":
+            bias = faulted
+        elif weight.qscheme() == torch.per_tensor_affine:
+            weight = torch._make_per_tensor_quantized_tensor(faulted, weight.q_scale(), weight.q_zero_point())
+        else:
+            weight = torch._make_per_channel_quantized_tensor(
+                faulted, weight.q_per_channel_scales(), weight.q_per_channel_zero_points(), weight.q_per_channel_axis()
+            )
+        holder = self.module
+        if isinstance(holder._packed_params, nn.Module):
+            holder = holder._packed_params
+        before = holder._packed_params
+        try:
+            self.module.set_weight_bias(weight, bias)
+            yield
+        finally:
+            holder._packed_params = before
+
+
+def _index(elements: NDArray[np.int64], shape: tuple[int, ...]) -> tuple[Tensor, ...]:
+    return tuple(torch.from_numpy(axis) for axis in np.unravel_index(elements, shape))
+
+
+def _faulted(memory: Memory, elements: NDArray[np.int64], words: NDArray[np.uint64]) -> Tensor:
+    values = memory.values().clone()
+    faulted = tensor_of(words, memory.format_at(elements), values)
+    values[_index(elements, memory.shape)] = faulted if memory.shape else faulted[0]
+    return values
+
+
+def _computed_name(hook: object) -> str | None:
+    """The tensor that a pruning, weight-norm or spectral-norm hook computes."""
+    name = getattr(hook, "_tensor_name", None) or getattr(hook, "name", None)
+    return name if isinstance(name, str) else None
+
+
+def memories(model: nn.Module) -> list[Memory]:
+    """Every stored tensor that holds numbers, in the model's order; tied ones once."""
+    found: list[Memory] = []
+    seen: set[int] = set()
+    for path, module in named_modules(model).items():
+        prefix = "" if path == MODEL else path + "."
+
+        def add(kind: type[Memory], name: str, values: Tensor, component: str, fmt: NumberFormat | None = None) -> None:
+            found.append(
+                kind(
+                    name=prefix + name,  # noqa: B023
+                    layer=path,  # noqa: B023
+                    module=module,  # noqa: B023
+                    component=component,
+                    shape=tuple(values.shape),
+                    format=fmt or native_format(values.dtype),
+                    tensor=name,
+                )
+            )
+
+        if callable(getattr(module, "set_weight_bias", None)):
+            weight, bias = module.weight(), module.bias()
+            add(Packed, "weight", weight, "weight", quantized_format(weight))
+            if bias is not None:
+                add(Packed, "bias", bias, "bias")
+            continue
+        computed = {_computed_name(hook) for hook in module._forward_pre_hooks.values()}
+        computed = {name for name in computed if name and isinstance(module.__dict__.get(name), Tensor)}
+        parametrized = list(module.parametrizations) if parametrize.is_parametrized(module) else []
+        sources = {f"{name}_{part}" for name in computed for part in ("orig", "mask", "g", "v", "u")}
+        for name in [*sorted(computed), *parametrized]:
+            add(Pruned if name in computed else Parametrized, name, getattr(module, name), _component(name))
+        for name, values in (*module._parameters.items(), *module._buffers.items()):
+            if values is None or name in sources or id(values) in seen or not _holds_numbers(values):
+                continue
+            seen.add(id(values))
+            add(Plain, name, values, "buffer" if name in module._buffers else _component(name))
+    return found
+
+
+def _component(name: str) -> str:
+    return "bias" if name.startswith("bias") else "weight"
+
+
+def _holds_numbers(values: Tensor) -> bool:
+    return not (values.is_complex() or values.dtype == torch.bool or values.is_sparse or values.is_quantized)
+
+
+def quantized_format(values: Tensor) -> Affine:
+    """The affine format of a quantised tensor, with its scales."""
+    integers = values.int_repr().dtype
+    base = native_format(integers)
+    if values.qscheme() == torch.per_tensor_affine:
+        scale, zero_point = np.float64(values.q_scale()), np.int64(values.q_zero_point())
+    else:
+        scale = values.q_per_channel_scales().double().numpy()
+        zero_point = values.q_per_channel_zero_points().long().numpy()
+    return replace(base, scale=scale, zero_point=zero_point)

@@ -1,0 +1,219 @@
+"""Runs a model over its workload in fixed batches, with or without faults in its signals."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from saboteur.errors import TargetError
+from saboteur.faults.formats import NumberFormat
+from saboteur.levels.software.corruption import Hits
+from saboteur.levels.software.emulation import rounded
+from saboteur.levels.software.flow import Event, Visit, leaves, named_modules, replace_first_tensor, tapped
+from saboteur.levels.software.signals import Connection, Output, Signal
+
+DEFAULT_BATCH = 64
+
+Edit = tuple[Signal, Hits]
+
+
+class ModelError(Exception):
+    """The model itself failed, as a faulty program may."""
+
+
+class HarnessError(Exception):
+    """The run says nothing about the model: Saboteur's own part of it failed."""
+
+
+class Runner:
+    """A model, its inputs and how they are run.
+
+    A batch always holds the same inputs, fault or no fault, because the last bits of an output may depend on
+    the batch it is computed in; so a run without a fault gives the golden bits.
+
+    Args:
+        model: in eval mode, on ``device``.
+        tensors: the model's arguments, each [inputs, ...].
+        output: which element of a tuple or mapping is the output.
+        batch_size: inputs in one pass.
+        threads: CPU threads.
+        rounding: the formats that outputs of modules are rounded to, by place.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tensors: tuple[Tensor, ...],
+        *,
+        output: int | str | None = None,
+        batch_size: int | None = None,
+        threads: int = 1,
+        rounding: Mapping[str, NumberFormat] | None = None,
+    ):
+        self.model = model
+        self.tensors = tensors
+        self.inputs = len(tensors[0])
+        self.batch_size = min(batch_size or DEFAULT_BATCH, self.inputs)
+        self.threads = threads
+        self.rounding = dict(rounding or {})
+        self._output = output
+        self._modules = named_modules(model)
+
+    def batches(self, inputs: NDArray[np.int64]) -> Iterator[tuple[range, NDArray[np.int64]]]:
+        """The batches that hold ``inputs``, each with those of them that lie in it."""
+        number = inputs // self.batch_size
+        for batch in np.unique(number):
+            start = int(batch) * self.batch_size
+            yield range(start, min(start + self.batch_size, self.inputs)), inputs[number == batch]
+
+    def golden(self) -> NDArray:
+        """The fault-free outputs of all inputs.
+
+        Raises:
+            TargetError: when the model fails without a fault.
+        """
+        with self.prepared():
+            try:
+                return np.concatenate([self.run(batch) for batch, _ in self.batches(np.arange(self.inputs))])
+            except ModelError as error:
+                raise TargetError(f"model: fails without any fault: {error}") from error.__cause__
+
+    def run(self, batch: range, edits: list[Edit] = [], watch: Visit | None = None) -> NDArray:  # noqa: B006
+        """The outputs [inputs of the batch, ...] with the faults of ``edits`` in their signals.
+
+        Args:
+            batch: the inputs.
+            edits: faults by the signal that they hit.
+            watch: sees every event after its faults.
+
+        Raises:
+            ModelError: when the model fails.
+            HarnessError: when placing the faults fails.
+        """
+        return self._forward(tuple(tensor[batch.start : batch.stop].clone() for tensor in self.tensors), edits, watch)
+
+    def run_alone(self, one: int, edits: list[Edit]) -> NDArray:
+        """The output [...] of one input, at its place in a batch that holds nothing else."""
+        start = int(one) - int(one) % self.batch_size
+        size = min(self.batch_size, self.inputs - start)
+        copies = tuple(tensor[int(one)].expand(size, *tensor.shape[1:]).clone() for tensor in self.tensors)
+        return self._forward(copies, edits, None)[int(one) - start]
+
+    def probe(self, size: int) -> None:
+        """Run fault-free on ``size`` inputs, for what can be seen on the way."""
+        index = torch.arange(size) % self.inputs
+        with self.prepared():
+            self._forward(tuple(tensor[index.to(tensor.device)] for tensor in self.tensors), [], None)
+
+    @contextmanager
+    def prepared(self) -> Iterator[None]:
+        """Settings of PyTorch under which runs repeat bit for bit; as before on leaving."""
+        threads, fast_path = torch.get_num_threads(), torch.backends.mha.get_fastpath_enabled()
+        cudnn = torch.backends.cudnn
+        deterministic, benchmark = cudnn.deterministic, cudnn.benchmark
+        try:
+            torch.set_num_threads(self.threads)
+            # The fast path goes around the modules whose outputs are hit, and is not taken where hooks are.
+            torch.backends.mha.set_fastpath_enabled(False)
+            cudnn.deterministic, cudnn.benchmark = True, False
+            with torch.inference_mode():
+                yield
+        finally:
+            torch.set_num_threads(threads)
+            torch.backends.mha.set_fastpath_enabled(fast_path)
+            cudnn.deterministic, cudnn.benchmark = deterministic, benchmark
+
+    def _forward(self, tensors: tuple[Tensor, ...], edits: list[Edit], watch: Visit | None) -> NDArray:
+        by_place: dict[str, list[Edit]] = defaultdict(list)
+        for signal, hits in edits:
+            by_place[signal.place].append((signal, hits))
+        tensors = tuple(self._input(position, tensor, by_place, watch) for position, tensor in enumerate(tensors))
+        places = {place for place in (*by_place, *self.rounding) if place in self._modules}
+        functions = any("#" in place for place in by_place) or watch is not None
+        if watch is not None:
+            places |= set(leaves(self.model))
+        with ExitStack() as stack:
+            if places or functions:
+                modules = {place: self._modules[place] for place in places}
+                visit = self._guarded(by_place, watch)
+                stack.enter_context(tapped(self.model, visit, modules, functions=functions))
+            try:
+                output = self.model(*tensors)
+            except (HarnessError, TargetError):
+                raise
+            except torch.OutOfMemoryError as error:
+                raise HarnessError(f"out of memory: {error}") from error
+            except Exception as error:
+                raise ModelError(f"{type(error).__name__}: {error}") from error
+        return self._select(output, len(tensors[0]))
+
+    def _input(self, position: int, tensor: Tensor, by_place: Mapping[str, list[Edit]], watch: Visit | None) -> Tensor:
+        place = input_place(position, len(self.tensors))
+        event = Event(place, 0, self.model, (), {}, tensor)
+        return self._guarded(by_place, watch)(event)
+
+    def _guarded(self, by_place: Mapping[str, list[Edit]], watch: Visit | None) -> Visit:
+        def visit(event: Event) -> Any:
+            try:
+                event.output = self._edited(event, by_place.get(event.place, ()))
+                if watch is not None:
+                    watch(event)
+                return event.output
+            except Exception as error:
+                raise HarnessError(f"{event.place}: {type(error).__name__}: {error}") from error
+
+        return visit
+
+    def _edited(self, event: Event, edits: Sequence[Edit]) -> Any:
+        for signal, hits in edits:
+            if isinstance(signal, Connection):
+                event.output = signal.edit(event, hits)
+        fmt = self.rounding.get(event.place)
+        if fmt is not None and event.tensor is not None and event.tensor.is_floating_point():
+            event.output = replace_first_tensor(event.output, rounded(event.tensor, fmt))
+        for signal, hits in edits:
+            if isinstance(signal, Output):
+                event.output = signal.edit(event, hits)
+        return event.output
+
+    def _select(self, output: Any, size: int) -> NDArray:
+        if self._output is not None:
+            try:
+                output = output[self._output]
+            except (KeyError, IndexError, TypeError) as error:
+                raise TargetError(
+                    f"output: the model returns {_describe(output)}, which has no element {self._output!r}"
+                ) from error
+        if not isinstance(output, Tensor):
+            raise TargetError(
+                f"output: the model returns {_describe(output)}; say which element is the output "
+                "(an index of a tuple, a key of a mapping)"
+            )
+        if output.dim() == 0 or len(output) != size:
+            raise TargetError(
+                f"output: shape {list(output.shape)} for {size} inputs; the first axis must tell the inputs apart"
+            )
+        output = output.dequantize() if output.is_quantized else output
+        if output.dtype in (torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2):
+            output = output.float()
+        return output.cpu().numpy()
+
+
+def input_place(position: int, count: int) -> str:
+    """How the model's argument at ``position`` is called as a place: ``input``, or ``input0``, ``input1`` ..."""
+    return "input" if count == 1 else f"input{position}"
+
+
+def _describe(output: Any) -> str:
+    if isinstance(output, Mapping):
+        return f"a mapping with the keys {', '.join(map(repr, output))}"
+    if isinstance(output, tuple | list):
+        return f"a {type(output).__name__} of {len(output)}"
+    return f"a {type(output).__name__}"
