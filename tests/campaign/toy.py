@@ -11,6 +11,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
+
 from saboteur.campaign.target import FaultSpec, Resources, Target, TargetSpec
 from saboteur.errors import FaultError, near
 from saboteur.faults import Faults, FaultSpace, Region, number_format

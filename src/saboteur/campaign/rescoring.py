@@ -9,6 +9,7 @@ from saboteur.campaign.results import Results
 from saboteur.campaign.store import Store
 from saboteur.errors import CampaignError
 from saboteur.outcomes.criteria import Criterion
+from saboteur.outcomes.recorder import rescore as rescored
 
 
 def rescore(results: Results, criteria: Sequence[Criterion], path: Path) -> Store:
@@ -21,8 +22,6 @@ def rescore(results: Results, criteria: Sequence[Criterion], path: Path) -> Stor
         TargetError: when a criterion does not fit the outputs.
         StoreError: when ``path`` holds something else.
     """
-    from saboteur.outcomes.recorder import rescore as rescored
-
     campaign, session = results.campaign, results.session
     if not campaign.keep_outputs:
         raise CampaignError(
