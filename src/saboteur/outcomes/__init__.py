@@ -15,7 +15,7 @@ from saboteur.outcomes.criteria import (
     TopK,
 )
 from saboteur.outcomes.golden import Golden
-from saboteur.outcomes.recorder import COUNTS, Recorder, outcome
+from saboteur.outcomes.recorder import COUNTS, Recorder, outcome, rescore
 
 __all__ = [
     "COUNTS",
@@ -34,4 +34,5 @@ __all__ = [
     "Sdc20Percent",
     "TopK",
     "outcome",
+    "rescore",
 ]

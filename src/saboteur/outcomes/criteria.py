@@ -14,8 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from saboteur.errors import TargetError
 from saboteur.extensions import Part, described, extensible
 from saboteur.outcomes.golden import Golden, confidence
+
+_SHRINK = 1 - 1e-6
 
 
 class Criterion(Part):
@@ -48,12 +51,13 @@ class InferenceCriterion(Criterion):
         """How far every output of each input may certainly move without being SDC: [inputs].
 
         An engine that proves a smaller deviation need not compute the output. 0 means: always compute it.
+        Built-in criteria stay a millionth below the exact distance, so that rounding changes nothing.
         """
         return np.zeros(golden.inputs)
 
 
 class FaultCriterion(Criterion):
-    """Judges a fault by what it did over the whole workload."""
+    """Judges a fault by its answers to the whole workload; detected and unrecoverable inferences gave none."""
 
     @abstractmethod
     def sdc_faults(
@@ -68,8 +72,8 @@ class FaultCriterion(Criterion):
         Args:
             golden: the golden run.
             correct: [faults] right answers with the fault.
-            golden_correct: [faults] right answers of the golden run on the same inputs.
-            inferences: [faults] how many inputs each fault met.
+            golden_correct: [faults] right answers of the golden run on the inputs that got an answer.
+            inferences: [faults] how many inputs got an answer, right or wrong.
         """
 
 
@@ -88,7 +92,7 @@ class Sdc1(InferenceCriterion):
 
     def radius(self, golden: Golden) -> NDArray[np.float64]:
         """Half the margin between the golden top-1 and the runner-up."""
-        return _margin(golden, 1) / 2
+        return _half_margin(golden, 1)
 
 
 class TopK(InferenceCriterion):
@@ -100,6 +104,8 @@ class TopK(InferenceCriterion):
     def check(self, golden: Golden) -> None:
         """Needs class scores, more than k of them."""
         golden.require_classes(self.name)
+        if golden.outputs.shape[1] <= self.k:
+            raise TargetError(f"criteria: {self.name} needs more than {self.k} classes, of {golden.outputs.shape[1]}")
 
     def sdc(self, golden: Golden, inputs: NDArray[np.int64], outputs: NDArray) -> NDArray[np.bool_]:
         """The golden top-1 has at least k better (or equal and earlier) classes."""
@@ -110,11 +116,11 @@ class TopK(InferenceCriterion):
 
     def radius(self, golden: Golden) -> NDArray[np.float64]:
         """Half the margin between the golden top-1 and the golden class k + 1."""
-        return _margin(golden, self.k) / 2
+        return _half_margin(golden, self.k)
 
 
 class Sdc5(InferenceCriterion):
-    """SDC-5: the faulty top-1 is not among the golden top-5 (Li et al., SC 2017)."""
+    """SDC-5: the faulty top-1 is not among the golden top-5 (Li et al., SC 2017); never with 5 classes or fewer."""
 
     kind: str = "sdc-5"
 
@@ -128,7 +134,7 @@ class Sdc5(InferenceCriterion):
 
     def radius(self, golden: Golden) -> NDArray[np.float64]:
         """Half the margin between the golden top-1 and the sixth class."""
-        return _margin(golden, 5) / 2
+        return _half_margin(golden, 5)
 
 
 class ConfidenceChange(InferenceCriterion):
@@ -150,8 +156,8 @@ class ConfidenceChange(InferenceCriterion):
         """For logits moved by at most d, confidence changes at most by the factor exp(2d)."""
         share = self.percent / 100
         if golden.kind == "logits":
-            return np.full(golden.inputs, np.log1p(share) / 2)
-        return share * golden.confidence
+            return np.full(golden.inputs, _SHRINK * max(0.0, np.log1p(share) / 2 - 1e-12))
+        return _SHRINK * share * golden.confidence
 
 
 class Sdc10Percent(ConfidenceChange):
@@ -185,16 +191,19 @@ class NumericError(InferenceCriterion):
     def sdc(self, golden: Golden, inputs: NDArray[np.int64], outputs: NDArray) -> NDArray[np.bool_]:
         """Error beyond the tolerance."""
         before = golden.outputs[inputs].reshape(len(inputs), -1).astype(np.float64)
-        error = outputs.reshape(len(inputs), -1).astype(np.float64) - before
-        if self.metric == "rmse":
-            return np.sqrt((error**2).mean(axis=1)) > self.tolerance
-        scale = np.abs(before).max(axis=1) if self.metric == "relative" else 1.0
-        return np.abs(error).max(axis=1) > self.tolerance * scale
+        with np.errstate(over="ignore"):
+            error = np.abs(outputs.reshape(len(inputs), -1) - before)
+            if self.metric == "rmse":
+                return np.sqrt((error**2).mean(axis=1)) > self.tolerance
+            scale = np.abs(before).max(axis=1) if self.metric == "relative" else 1.0
+            return error.max(axis=1) > self.tolerance * scale
 
     def radius(self, golden: Golden) -> NDArray[np.float64]:
         """The tolerance, times the largest golden output where it is relative."""
-        scale = np.abs(golden.outputs).reshape(golden.inputs, -1).max(axis=1)
-        return self.tolerance * (scale if self.metric == "relative" else np.ones(golden.inputs))
+        if self.metric != "relative":
+            return np.full(golden.inputs, _SHRINK * self.tolerance)
+        largest = np.abs(golden.outputs.astype(np.float64)).reshape(golden.inputs, -1).max(axis=1)
+        return _SHRINK * self.tolerance * largest
 
 
 class AccuracyDrop(FaultCriterion):
@@ -223,8 +232,8 @@ AnyCriterion = extensible(Criterion)
 STANDARD = (Sdc1(), Sdc5(), Sdc10Percent(), Sdc20Percent())
 
 
-def _margin(golden: Golden, k: int) -> NDArray[np.float64]:
+def _half_margin(golden: Golden, k: int) -> NDArray[np.float64]:
     scores = np.take_along_axis(golden.outputs, golden.ranked, axis=1).astype(np.float64)
     if scores.shape[1] <= k:
         return np.full(golden.inputs, np.inf)
-    return scores[:, 0] - scores[:, k]
+    return _SHRINK * (scores[:, 0] - scores[:, k]) / 2

@@ -5,11 +5,10 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import softmax
 
 from saboteur.errors import TargetError
 
@@ -25,6 +24,9 @@ class Golden:
         labels: int64 [inputs], the true classes, where they are known.
         kind: how the outputs are read: class logits, class probabilities or plain values.
         environment: device, library and kernel versions that could change the outputs.
+
+    Raises:
+        TargetError: when the outputs are empty, not finite or not what ``kind`` says, or the labels do not fit.
     """
 
     outputs: NDArray
@@ -33,14 +35,38 @@ class Golden:
     environment: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not np.isfinite(self.outputs).all():
-            bad = int((~np.isfinite(self.outputs).reshape(self.inputs, -1).all(axis=1)).sum())
+        if self.kind not in get_args(OutputKind):
+            raise TargetError(f"golden run: kind {self.kind!r} is not one of {', '.join(get_args(OutputKind))}")
+        if self.outputs.ndim == 0 or self.outputs.size == 0:
+            raise TargetError(f"golden run: outputs of shape {list(self.outputs.shape)}; needs at least one input")
+        finite = np.isfinite(self.outputs).reshape(self.inputs, -1).all(axis=1)
+        if not finite.all():
             raise TargetError(
-                f"golden run: the outputs for {bad} of {self.inputs} inputs hold NaN or infinity; a fault-free "
-                "run must be finite"
+                f"golden run: the outputs for {(~finite).sum()} of {self.inputs} inputs hold NaN or infinity; a "
+                "fault-free run must be finite"
             )
-        if self.labels is not None and len(self.labels) != self.inputs:
-            raise TargetError(f"labels: {len(self.labels)} labels for {self.inputs} inputs; there must be one each")
+        if self.kind == "probabilities" and not (self.outputs.min() >= 0 and self.outputs.max() <= 1 + 1e-6):
+            raise TargetError(
+                f"golden run: probabilities from {self.outputs.min()} to {self.outputs.max()}; they lie in 0 .. 1 "
+                "(class scores of any size are logits)"
+            )
+        if self.labels is not None:
+            self._check(self.labels)
+
+    def _check(self, labels: NDArray) -> None:
+        if labels.shape != (self.inputs,) or labels.dtype.kind not in "iu":
+            raise TargetError(
+                f"labels: {labels.dtype} of shape {list(labels.shape)} for {self.inputs} inputs; there must be one "
+                "whole number each"
+            )
+        classes = self.outputs.shape[1] if self.scores_classes else None
+        if classes is not None and not (labels.min() >= 0 and labels.max() < classes):
+            raise TargetError(f"labels: {labels.min()} .. {labels.max()} for {classes} classes, 0 .. {classes - 1}")
+
+    @property
+    def scores_classes(self) -> bool:
+        """Whether the outputs are class scores [inputs, classes]."""
+        return self.kind != "values" and self.outputs.ndim == 2 and self.outputs.shape[1] >= 2
 
     @property
     def inputs(self) -> int:
@@ -64,7 +90,7 @@ class Golden:
         Raises:
             TargetError: naming who asked and what the outputs are.
         """
-        if self.kind == "values" or self.outputs.ndim != 2 or self.outputs.shape[1] < 2:
+        if not self.scores_classes:
             raise TargetError(
                 f"criteria: {asked_by} needs class logits or probabilities of shape [inputs, classes]; the target "
                 f"gives {self.kind} of shape {list(self.outputs.shape)}"
@@ -87,7 +113,8 @@ class Golden:
     @cached_property
     def ranked(self) -> NDArray[np.int64]:
         """Classes from the highest score to the lowest; the lowest index wins a tie: [inputs, classes]."""
-        return np.argsort(-self.outputs, axis=1, kind="stable")
+        last = self.outputs.shape[1] - 1
+        return last - np.argsort(self.outputs[:, ::-1], axis=1, kind="stable")[:, ::-1]
 
     @cached_property
     def confidence(self) -> NDArray[np.float64]:
@@ -107,6 +134,11 @@ class Golden:
 
 
 def confidence(outputs: NDArray, kind: OutputKind) -> NDArray[np.float64]:
-    """The probability of the highest class of each row of finite scores."""
-    scores = outputs.astype(np.float64)
-    return (softmax(scores, axis=1) if kind == "logits" else scores).max(axis=1)
+    """The probability of the highest class of each row of finite scores [n, classes]; no row depends on another."""
+    scores = np.ascontiguousarray(outputs, np.float64)
+    highest = scores.max(axis=1)
+    if kind != "logits":
+        return highest
+    with np.errstate(over="ignore"):
+        scores = scores - highest[:, None]
+    return 1 / np.exp(scores, out=scores).sum(axis=1)
