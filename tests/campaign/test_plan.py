@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 
 from saboteur import statistics
 from saboteur.campaign import Results, Session, run
-from saboteur.campaign.plan import Tally
 from saboteur.errors import CampaignError
 
 
@@ -104,23 +102,27 @@ def test_refinement_reaches_its_margin_with_fewer_faults(toy_campaign, tmp_path)
         assert counts.n.sum() < 0.8 * planned_at_half.sum()
 
 
-def test_refinement_of_the_total_moves_trials_to_uncertain_strata(toy_campaign):
+def test_refinement_of_the_total_moves_trials_to_uncertain_strata(toy_campaign, tmp_path):
     sampling = {
         "kind": "statistical",
         "stratify": "bit",
         "margin": 0.01,
         "confidence": 0.95,
         "refine": True,
-        "pilot": 20,
+        "pilot": 10,
     }
-    plan = planned(toy_campaign(sampling=sampling))
-    before = plan.n
-    sdc = np.zeros_like(before)
-    sdc[30] = 10
-    after = plan.next_round(before, Tally(before, sdc))
-    assert (after >= before).all()
-    assert after[30] == plan.sampler.limits[30] == 50
-    assert plan.next_round(plan.sampler.limits, Tally(plan.sampler.limits, sdc)) is None
+    campaign = toy_campaign(sampling=sampling)
+    store = run(campaign, tmp_path / "store")
+    assert len(store.rounds()) > 1
+    with Results.open(tmp_path / "store") as results:
+        estimate = results.estimate(campaign.question)
+        assert (estimate.high - estimate.low) / 2 <= 0.01
+        counts = results.counts(campaign.question)
+        rate = counts.faults["sdc"] / counts.n
+        uncertain, sure = (rate > 0.2) & (rate < 0.8), rate == 0
+        assert uncertain.any()
+        assert sure.any()
+        assert counts.n[uncertain].min() > 1.5 * counts.n[sure].mean()
 
 
 def test_stopping_at_a_look(toy_campaign, tmp_path):

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import norm
 
 from saboteur import statistics
 from saboteur.campaign.model import Campaign, Exhaustive, Fixed, Listed, Statistical
@@ -100,19 +101,31 @@ class Plan:
             limits = self.sampler.limits
             if sampling.margin_for == "stratum":
                 extra = statistics.refine(tally.sdc, tally.n, limits, sampling.margin, sampling.confidence).extra
+                after = before + np.asarray(extra, np.int64)
             else:
-                total = statistics.refine(
-                    tally.sdc.sum(), tally.n.sum(), limits.sum(), sampling.margin, sampling.confidence
-                ).extra
-                smoothed = (tally.sdc + 0.5) / (tally.n + 1)
-                goal = min(int(tally.n.sum() + total), int(limits.sum()))
-                extra = (
-                    np.maximum(statistics.neyman(goal, limits, smoothed) - before, 0)
-                    if total
-                    else np.zeros_like(before)
-                )
-            after = np.minimum(before + np.asarray(extra, np.int64), limits)
+                after = self._refined_total(before, tally, sampling)
+            after = np.minimum(after, limits)
         return after if (after > before).any() else None
+
+    def _refined_total(self, before: NDArray[np.int64], tally: Tally, sampling: Statistical) -> NDArray[np.int64]:
+        """The trials of each stratum that should bring the whole population's interval to the margin.
+
+        n = (Σ W_h s_h)² / (e²/z² + Σ W_h s_h² / N), allotted in proportion to W_h s_h (Cochran, Sampling
+        Techniques, 1977, eq. 5.25 and 5.26), with s_h from rates that a pseudo-event keeps off 0 and 1.
+        """
+        sizes = np.array([stratum.size for stratum in self.sampler.strata], float)
+        population = np.maximum(sizes * 2.0**60 / sizes.sum() if self.campaign.multiple else sizes, tally.n)
+        estimate = statistics.stratified(tally.sdc, tally.n, population, sampling.confidence)
+        if (estimate.high - estimate.low) / 2 <= sampling.margin:
+            return before
+        rate = (tally.sdc + 0.5) / (tally.n + 1)
+        weight, deviation = sizes / sizes.sum(), np.sqrt(rate * (1 - rate))
+        z = norm.isf((1 - sampling.confidence) / 2)
+        unseen = (weight * deviation**2).sum() / population.sum()
+        wanted = (weight * deviation).sum() ** 2 / ((sampling.margin / z) ** 2 + unseen)
+        # At least a tenth more in each round, so that the rounds end.
+        total = int(min(max(np.ceil(wanted), np.ceil(1.1 * before.sum())), self.sampler.limits.sum()))
+        return np.maximum(before, statistics.neyman(total, self.sampler.limits, rate))
 
     def stopped(self, tally: Tally) -> bool:
         """Whether the stopping rule is met."""

@@ -114,7 +114,7 @@ class CountCollector:
         met = table["inferences"].to_numpy()
         self._shared["n"] += np.bincount(cell, minlength=size)
         self._shared["inferences"] += np.bincount(cell, met, size).astype(np.int64)
-        due = np.sum([table[column].to_numpy() for column in _DUE], axis=0)
+        due = met - answered(table)
         for criterion in self._criteria:
             faults, sums, squares = self._found[criterion.name]
             found = outcome(table, criterion, golden)
@@ -219,12 +219,19 @@ class InvalidCollector:
 
 
 def severity(table: pa.Table, criterion: Criterion) -> NDArray[np.float64]:
-    """The share of its inputs on which each trial is SDC; for a fault criterion, the share of right answers lost."""
+    """The share of its inputs on which each trial is SDC.
+
+    For a fault criterion, the share of right answers lost among the inputs that got an answer.
+    """
     if isinstance(criterion, FaultCriterion):
-        lost = table["golden_correct"].to_numpy() - table["correct"].to_numpy()
-    else:
-        lost = table[f"sdc:{criterion.name}"].to_numpy()
-    return lost / np.maximum(table["inferences"].to_numpy(), 1)
+        lost = table["golden_correct_answered"].to_numpy() - table["correct"].to_numpy()
+        return lost / np.maximum(answered(table), 1)
+    return table[f"sdc:{criterion.name}"].to_numpy() / np.maximum(table["inferences"].to_numpy(), 1)
+
+
+def answered(table: pa.Table) -> NDArray[np.int64]:
+    """The inferences of each trial that were not DUE."""
+    return table["inferences"].to_numpy() - np.sum([table[column].to_numpy() for column in _DUE], axis=0)
 
 
 @dataclass(frozen=True)
