@@ -20,7 +20,7 @@ _LOW = np.uint64(0xFFFFFFFF)
 _32 = np.uint64(32)
 _ROUNDS = 10
 _FEISTEL_ROUNDS = 6
-_SORTED_SIZE = 1024
+_SORTED_SIZE = 64
 _SORTED_LANE = 7
 
 
@@ -68,7 +68,7 @@ def permuted(key: ArrayLike, size: int, index: ArrayLike) -> NDArray[np.int64]:
 
     The first n values are a random sample without replacement, of which nothing is ever stored: a Feistel
     network (Luby and Rackoff, 1988) over the smallest power of four that holds ``size``, walked along its
-    cycle until it lands inside (Black and Rogaway, CT-RSA 2002). Up to 1,024 values, where so small a network
+    cycle until it lands inside (Black and Rogaway, CT-RSA 2002). Up to 64 values, where so small a network
     would favour some permutations, they are sorted by a random word each.
 
     Args:

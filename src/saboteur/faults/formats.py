@@ -102,7 +102,7 @@ class Floating(NumberFormat):
             values = np.asarray(values, np.float64)
             if self.bits == 8:
                 values = np.clip(values, self.lowest, self.highest)
-            if self._dtype.kind == "V":
+            if self._dtype.isbuiltin != 1:
                 values = _float32_to_odd(values)
             return values.astype(self._dtype, order="C").view(self._word).astype(np.uint64)
 
