@@ -118,3 +118,17 @@ def test_the_id_is_of_the_answer_not_of_the_running():
 def test_golden_id():
     """The id of this campaign may change only together with ID_VERSION."""
     assert Campaign.from_yaml(YAML).identity("model bytes") == "c1-cc3c508d8b5e5b8a"
+
+
+def test_paths_are_taken_from_the_campaign_files_folder(tmp_path):
+    text = """
+name: own
+target: {kind: pytorch, model: "nets/mine.py:model", data: images.npz}
+faults: [{where: weights, model: bit_flip}]
+sampling: {kind: list, path: faults.csv}
+"""
+    (tmp_path / "campaign.yaml").write_text(text)
+    campaign = Campaign.from_yaml(tmp_path / "campaign.yaml")
+    assert campaign.target.model == f"{tmp_path}/nets/mine.py:model"
+    assert campaign.target.data == f"{tmp_path}/images.npz"
+    assert campaign.sampling.path == tmp_path / "faults.csv"

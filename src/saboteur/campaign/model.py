@@ -213,7 +213,7 @@ class Campaign(_Frozen):
     def from_yaml(cls, source: Path | str) -> Campaign:
         """Read a campaign file, or YAML text with at least one line break.
 
-        Relative paths in it (the fault list) are taken from the file's folder.
+        Relative paths in it are taken from the file's folder.
 
         Raises:
             CampaignError: for anything wrong with it, naming the place and what would be right.
@@ -236,10 +236,11 @@ class Campaign(_Frozen):
         if not isinstance(data, dict):
             raise CampaignError(f"{label}: must be a mapping with name, target and faults")
         campaign = cls.read(data, label)
-        if isinstance(campaign.sampling, Listed) and not campaign.sampling.path.is_absolute():
-            sampling = campaign.sampling.model_copy(update={"path": (folder / campaign.sampling.path).resolve()})
-            campaign = campaign.model_copy(update={"sampling": sampling})
-        return campaign
+        changed: dict[str, Any] = {"target": campaign.target.located(folder)}
+        if isinstance(campaign.sampling, Listed):
+            path = (folder / campaign.sampling.path).resolve()
+            changed["sampling"] = campaign.sampling.model_copy(update={"path": path})
+        return campaign.model_copy(update=changed)
 
     @classmethod
     def read(cls, data: dict[str, Any], label: str = "campaign") -> Campaign:

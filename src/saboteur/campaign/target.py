@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Annotated, ClassVar
+from pathlib import Path
+from typing import Annotated, ClassVar, Self
 
 import pyarrow as pa
 from numpy.typing import NDArray
@@ -68,6 +69,10 @@ class TargetSpec(Part):
 
     group: ClassVar[str] = "saboteur.targets"
     fault_spec: ClassVar[type[FaultSpec]]
+
+    def located(self, folder: Path) -> Self:
+        """The same target with relative paths taken from ``folder``, that of the campaign file."""
+        return self
 
     @abstractmethod
     def open(self, resources: Resources) -> Target:

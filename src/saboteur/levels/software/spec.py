@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -96,6 +97,15 @@ class PyTorchTarget(TargetSpec):
         if (self.workload is None) == (self.model is None) or (self.model is None) != (self.data is None):
             raise ValueError("name either a workload, or a model and its data")
         return self
+
+    def located(self, folder: Path) -> PyTorchTarget:
+        """The same target with relative paths of ``.py`` and ``.npz`` files taken from ``folder``."""
+        changed = {}
+        for field in ("model", "data"):
+            path, colon, function = (getattr(self, field) or "").partition(":")
+            if path.endswith((".py", ".npz")):
+                changed[field] = f"{(folder / path).resolve()}{colon}{function}"
+        return self.model_copy(update=changed)
 
     def open(self, resources: Resources) -> Target:
         """Import PyTorch, build the model and load the data."""
