@@ -64,7 +64,7 @@ class Hits:
 
     def by_site(self) -> dict[str, Hits]:
         """The rows of each site."""
-        sites = np.array([region.site for region in self.regions], object)[self.region]
+        sites = np.array([self.regions[i].site for i in self.region], object)
         return {site: self.where(sites == site) for site in dict.fromkeys(sites.tolist())}
 
     def spread(self, members: Callable[[int], NDArray[np.int64]]) -> Hits:

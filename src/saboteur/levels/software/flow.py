@@ -48,6 +48,11 @@ class Event:
         """The output itself, or the first tensor of a tuple; ``None`` where there is none."""
         return first_tensor(self.output)
 
+    @property
+    def argument(self) -> Any:
+        """The first argument of the call."""
+        return self.args[0] if self.args else next(iter(self.kwargs.values()), None)
+
 
 Visit = Callable[[Event], Any]
 """Sees an event and returns the output that takes its place."""

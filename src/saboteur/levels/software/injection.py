@@ -41,7 +41,7 @@ def acting_together(
     space: FaultSpace, faults: Faults, trial: int, hits: Hits, inputs: NDArray[np.int64]
 ) -> Iterator[tuple[Hits, NDArray[np.int64]]]:
     """Part the inputs of a trial by which of its faults act in them: all, but for intermittent ones."""
-    activity = np.array([region.activity for region in space.regions])[hits.region]
+    activity = np.array([space.regions[i].activity for i in hits.region])
     levels = np.unique(activity[activity < 1])
     acts = np.array([faults.acts(level, inputs, trial) for level in levels]).reshape(len(levels), len(inputs))
     first_acting = len(levels) - acts.sum(axis=0)

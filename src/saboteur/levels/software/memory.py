@@ -16,7 +16,7 @@ from torch.nn.utils import parametrize
 from saboteur.faults.formats import Affine, NumberFormat
 from saboteur.levels.software.emulation import native_format, raw_view, tensor_of, words_of
 from saboteur.levels.software.flow import MODEL, named_modules
-from saboteur.levels.software.site import Site
+from saboteur.levels.software.site import Site, position
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -35,10 +35,17 @@ class Memory(Site, ABC):
 
     def words(self, elements: NDArray[np.int64] | None = None) -> NDArray[np.uint64]:
         """The fault-free words [n] of flat ``elements`` [n], or of all."""
-        values = self.values()
+        values = torch.atleast_1d(self.values())
         if elements is None:
             elements = np.arange(values.numel())
-        return words_of(values[_index(elements, self.shape)].reshape(-1), self.format_at(elements))
+        return words_of(values[position(elements, self.shape, values.device)], self.format_at(elements))
+
+    def faulted(self, elements: NDArray[np.int64], words: NDArray[np.uint64]) -> Tensor:
+        """A copy of the values in which ``elements`` hold ``words``."""
+        values = self.values().clone()
+        index = position(elements, self.shape, values.device)
+        torch.atleast_1d(values)[index] = tensor_of(words, self.format_at(elements), values)
+        return values
 
 
 class Plain(Memory):
@@ -51,11 +58,11 @@ class Plain(Memory):
     @contextmanager
     def overwritten(self, elements: NDArray[np.int64], words: NDArray[np.uint64]) -> Iterator[None]:
         """Write in place."""
-        values = self.values()
-        bits, index = raw_view(values), _index(elements, self.shape)
-        before = bits[index].clone()
+        values = torch.atleast_1d(self.values())
+        bits, index = raw_view(values), position(elements, self.shape, values.device)
+        before = bits[index]
         try:
-            bits[index] = raw_view(tensor_of(words, self.format_at(elements), values)).reshape(before.shape)
+            bits[index] = raw_view(tensor_of(words, self.format_at(elements), values))
             yield
         finally:
             bits[index] = before
@@ -78,7 +85,7 @@ class Pruned(Memory):
     @contextmanager
     def overwritten(self, elements: NDArray[np.int64], words: NDArray[np.uint64]) -> Iterator[None]:
         """Replace the computed tensor before each forward pass."""
-        faulted = _faulted(self, elements, words)
+        faulted = self.faulted(elements, words)
         before = getattr(self.module, self.tensor)
         handle = self.module.register_forward_pre_hook(lambda module, _args: setattr(module, self.tensor, faulted))
         try:
@@ -86,6 +93,17 @@ class Pruned(Memory):
         finally:
             handle.remove()
             setattr(self.module, self.tensor, before)
+
+
+    def uncompute(self) -> None:
+        """Take out the hooks and their sources, so that a tensor can be stored under this name."""
+        for key, hook in list(self.module._forward_pre_hooks.items()):
+            if _computed_name(hook) == self.tensor:
+                del self.module._forward_pre_hooks[key]
+        for name in _sources(self.tensor):
+            self.module._parameters.pop(name, None)
+            self.module._buffers.pop(name, None)
+        delattr(self.module, self.tensor)
 
 
 class Parametrized(Memory):
@@ -98,7 +116,7 @@ class Parametrized(Memory):
     @contextmanager
     def overwritten(self, elements: NDArray[np.int64], words: NDArray[np.uint64]) -> Iterator[None]:
         """Replace what the parametrisation computes."""
-        faulted = _faulted(self, elements, words)
+        faulted = self.faulted(elements, words)
         handle = self.module.parametrizations[self.tensor].register_forward_hook(lambda *_: faulted)
         try:
             yield
@@ -118,7 +136,7 @@ class Packed(Memory):
     def overwritten(self, elements: NDArray[np.int64], words: NDArray[np.uint64]) -> Iterator[None]:
         """Pack a faulted weight or bias in place of the stored one."""
         weight, bias = self.module.weight(), self.module.bias()
-        faulted = _faulted(self, elements, words)
+        faulted = self.faulted(elements, words)
         if self.tensor == "bias":
             bias = faulted
         elif weight.qscheme() == torch.per_tensor_affine:
@@ -138,21 +156,14 @@ class Packed(Memory):
             holder._packed_params = before
 
 
-def _index(elements: NDArray[np.int64], shape: tuple[int, ...]) -> tuple[Tensor, ...]:
-    return tuple(torch.from_numpy(axis) for axis in np.unravel_index(elements, shape))
-
-
-def _faulted(memory: Memory, elements: NDArray[np.int64], words: NDArray[np.uint64]) -> Tensor:
-    values = memory.values().clone()
-    faulted = tensor_of(words, memory.format_at(elements), values)
-    values[_index(elements, memory.shape)] = faulted if memory.shape else faulted[0]
-    return values
-
-
 def _computed_name(hook: object) -> str | None:
     """The tensor that a pruning, weight-norm or spectral-norm hook computes."""
     name = getattr(hook, "_tensor_name", None) or getattr(hook, "name", None)
     return name if isinstance(name, str) else None
+
+
+def _sources(name: str) -> list[str]:
+    return [f"{name}_{part}" for part in ("orig", "mask", "g", "v", "u")]
 
 
 def memories(model: nn.Module) -> list[Memory]:
@@ -184,7 +195,7 @@ def memories(model: nn.Module) -> list[Memory]:
         computed = {_computed_name(hook) for hook in module._forward_pre_hooks.values()}
         computed = {name for name in computed if name and isinstance(module.__dict__.get(name), Tensor)}
         parametrized = list(module.parametrizations) if parametrize.is_parametrized(module) else []
-        sources = {f"{name}_{part}" for name in computed for part in ("orig", "mask", "g", "v", "u")}
+        sources = {source for name in computed for source in _sources(name)}
         for name in [*sorted(computed), *parametrized]:
             add(Pruned if name in computed else Parametrized, name, getattr(module, name), _component(name))
         for name, values in (*module._parameters.items(), *module._buffers.items()):

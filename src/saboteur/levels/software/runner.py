@@ -18,6 +18,7 @@ from saboteur.levels.software.corruption import Hits
 from saboteur.levels.software.emulation import rounded
 from saboteur.levels.software.flow import Event, Visit, leaves, named_modules, replace_first_tensor, tapped
 from saboteur.levels.software.signals import Connection, Output, Signal
+from saboteur.levels.software.states import State, with_faulty_states
 
 DEFAULT_BATCH = 64
 
@@ -172,6 +173,9 @@ class Runner:
         return visit
 
     def _edited(self, event: Event, edits: Sequence[Edit]) -> Any:
+        states = [(signal, hits) for signal, hits in edits if isinstance(signal, State)]
+        if states:
+            event.output = with_faulty_states(event, states)
         for signal, hits in edits:
             if isinstance(signal, Connection):
                 event.output = signal.edit(event, hits)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any, Literal
@@ -15,15 +14,15 @@ from torch import Tensor, nn
 from saboteur.levels.software.corruption import Hits, corrupted
 from saboteur.levels.software.emulation import tensor_of, words_of
 from saboteur.levels.software.flow import Event
-from saboteur.levels.software.site import Site
+from saboteur.levels.software.site import Site, position, tensors
 
 Granularity = Literal["element", "channel", "layer"]
 
 
 def active(hits: Hits, step: int) -> Hits:
     """The faults that act at ``step`` of a site that has several: those meant for it, and the lasting ones."""
-    lasting = np.array([region.duration != "transient" for region in hits.regions], bool)
-    return hits.where(lasting[hits.region] | (hits.step == step))
+    lasting = np.array([hits.regions[i].duration != "transient" for i in hits.region], bool)
+    return hits.where(lasting | (hits.step == step))
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -75,8 +74,7 @@ class Output(Signal):
         if not self.value_shape:
             rows = rows.unsqueeze(1)
         elements = np.unique(hits.element)
-        where = np.unravel_index(elements, self.value_shape or (1,))
-        index = (slice(None), *(torch.from_numpy(axis).to(tensor.device) for axis in where))
+        index = (slice(None), *position(elements, self.value_shape, tensor.device))
         words = corrupted(words_of(rows[index], self.format), elements, hits, self.format_at)
         rows[index] = tensor_of(words, self.format, tensor)
         return tensor
@@ -105,8 +103,8 @@ class Connection(Signal):
         if not len(hits):
             return event.output
         elements = np.unique(hits.element)
-        *neuron, position = np.unravel_index(elements, self.shape)
-        x, weights = self._operands(event, neuron, position)
+        *neuron, tap = np.unravel_index(elements, self.shape)
+        x, weights = self._operands(event.argument, tuple(neuron), tap)
         before = words_of(x, self.format)
         after = corrupted(before, elements, hits, self.format_at)
         change = tensor_of(after, self.format, x).double() - tensor_of(before, self.format, x).double()
@@ -115,26 +113,30 @@ class Connection(Signal):
         sums = torch.zeros(len(x), len(neurons), dtype=torch.float64, device=x.device)
         sums.index_add_(1, torch.from_numpy(column).to(x.device), moved)
         output = event.output.clone()
-        index = (slice(None), *map(torch.from_numpy, np.unravel_index(neurons, self.shape[:-1])))
+        index = (slice(None), *position(neurons, self.shape[:-1], x.device))
         output[index] = (output[index].double() + sums).to(output.dtype)
         return output
 
-    def _operands(self, event: Event, neuron: Sequence[NDArray], position: NDArray) -> tuple[Tensor, Tensor]:
+    def _operands(self, x: Tensor, neuron: tuple[NDArray, ...], tap: NDArray) -> tuple[Tensor, Tensor]:
         """The inputs [batch, n] and the weights [n] of n connections."""
-        x, weight = event.args[0], self.module.weight
+        weight, device = self.module.weight, x.device
         if isinstance(self.module, nn.Linear):
-            index = (*(torch.from_numpy(axis) for axis in neuron[:-1]), torch.from_numpy(position))
-            return x[(slice(None), *index)], weight[torch.from_numpy(neuron[-1]), torch.from_numpy(position)]
-        channel_in, *offset = np.unravel_index(position, weight.shape[1:])
+            return x[(slice(None), *tensors((*neuron[:-1], tap), device))], weight[tensors((neuron[-1], tap), device)]
+        channel_in, *offset = np.unravel_index(tap, weight.shape[1:])
         group = neuron[0] // (weight.shape[0] // self.module.groups)
-        index, inside = [group * weight.shape[1] + channel_in], np.ones(len(position), bool)
-        padding = self.module._reversed_padding_repeated_twice[0::2][::-1]
-        for axis, (at, tap) in enumerate(zip(neuron[1:], offset, strict=True)):
-            place = at * self.module.stride[axis] - padding[axis] + tap * self.module.dilation[axis]
-            inside &= (place >= 0) & (place < x.shape[axis + 2])
-            index.append(np.clip(place, 0, x.shape[axis + 2] - 1))
-        values = x[(slice(None), *(torch.from_numpy(axis) for axis in index))]
-        values = torch.where(
-            torch.from_numpy(inside).to(x.device), values, torch.zeros((), dtype=x.dtype, device=x.device)
-        )
-        return values, weight[tuple(torch.from_numpy(axis) for axis in (neuron[0], channel_in, *offset))]
+        index, inside = [group * weight.shape[1] + channel_in], np.ones(len(tap), bool)
+        first_paddings = self.module._reversed_padding_repeated_twice[0::2][::-1]
+        for axis, padding in enumerate(first_paddings):
+            place = neuron[axis + 1] * self.module.stride[axis] + offset[axis] * self.module.dilation[axis] - padding
+            size = x.shape[axis + 2]
+            inside &= (place >= 0) & (place < size)
+            index.append(np.clip(place, 0, size - 1))
+        values = x[(slice(None), *tensors(tuple(index), device))]
+        values = torch.where(torch.from_numpy(inside).to(device), values, torch.zeros_like(values))
+        return values, weight[tensors((neuron[0], channel_in, *offset), device)]
+
+
+def has_connections(module: nn.Module) -> bool:
+    """Whether a module is a layer of which single connections can be hit."""
+    convolution = isinstance(module, nn.Conv1d | nn.Conv2d) and module.padding_mode == "zeros"
+    return (convolution or isinstance(module, nn.Linear)) and isinstance(module.weight, Tensor)

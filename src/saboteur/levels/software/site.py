@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from saboteur.faults.formats import Affine, NumberFormat
 
@@ -36,6 +37,16 @@ class Site:
 
     def format_at(self, elements: NDArray[np.int64]) -> NumberFormat:
         """The format lined up with flat element indices."""
-        if isinstance(self.format, Affine) and np.ndim(self.format.scale):
+        if isinstance(self.format, Affine) and self.format.scale.ndim:
             return self.format.at(np.unravel_index(elements, self.shape)[self.channel_axis])
         return self.format
+
+
+def position(elements: NDArray[np.int64], shape: tuple[int, ...], device: torch.device) -> tuple[Tensor, ...]:
+    """The index tensors of flat ``elements`` of an array of ``shape``; a scalar counts as an array of one."""
+    return tensors(np.unravel_index(elements, shape or (1,)), device)
+
+
+def tensors(arrays: tuple[NDArray, ...], device: torch.device) -> tuple[Tensor, ...]:
+    """Index arrays as tensors."""
+    return tuple(torch.from_numpy(np.ascontiguousarray(array)).to(device) for array in arrays)

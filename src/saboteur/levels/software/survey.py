@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from torch import Tensor, nn
 
@@ -12,7 +13,8 @@ from saboteur.faults.formats import NumberFormat
 from saboteur.levels.software.emulation import native_format
 from saboteur.levels.software.flow import Event, leaves, tapped
 from saboteur.levels.software.memory import quantized_format
-from saboteur.levels.software.signals import Granularity, Output
+from saboteur.levels.software.signals import Connection, Granularity, Output, has_connections
+from saboteur.levels.software.states import CELL, HIDDEN, State
 
 _PROBES = (2, 3)
 _LAST_AXIS_COUNTS_CHANNELS = (nn.Linear, nn.RNNBase, nn.Embedding, nn.LayerNorm)
@@ -22,6 +24,8 @@ _LAST_AXIS_COUNTS_CHANNELS = (nn.Linear, nn.RNNBase, nn.Embedding, nn.LayerNorm)
 class _Record:
     module: nn.Module
     shapes: list[tuple[int, ...]] = field(default_factory=list)
+    argument_shapes: list[tuple[int, ...]] = field(default_factory=list)
+    argument_format: NumberFormat | None = None
     format: NumberFormat | None = None
     reason: str | None = None
 
@@ -29,12 +33,20 @@ class _Record:
 class Survey:
     """What the model's places put out.
 
+    Args:
+        model: in eval mode.
+        forward: runs it fault-free on so many inputs.
+        emulated: formats that are emulated, by place, and by ``argument_of(place)`` for what a layer reads.
+
     Attributes:
         skipped: places that faults cannot hit, each with the reason.
     """
 
-    def __init__(self, model: nn.Module, forward: Callable[[int], Tensor]):
+    def __init__(
+        self, model: nn.Module, forward: Callable[[int], None], emulated: Mapping[str, NumberFormat] = MappingProxyType({})
+    ):
         self._model = model
+        self._emulated = emulated
         first, second = (self._records(lambda n=n: forward(n)) for n in _PROBES)
         self.skipped: dict[str, str] = {}
         self._places: dict[str, tuple[_Record, int]] = {}
@@ -57,7 +69,7 @@ class Survey:
             else:
                 self._places[place] = (record, axis)
 
-    def _records(self, forward: Callable[[], Tensor]) -> dict[str, _Record]:
+    def _records(self, forward: Callable[[], None]) -> dict[str, _Record]:
         records: dict[str, _Record] = {}
 
         def visit(event: Event) -> object:
@@ -66,8 +78,11 @@ class Survey:
             try:
                 if tensor is None:
                     raise TargetError(f"its output is a {type(event.output).__name__}, not a tensor")
-                record.format = quantized_format(tensor) if tensor.is_quantized else native_format(tensor.dtype)
+                record.format = self._format(event.place, tensor)
                 record.shapes.append(tuple(tensor.shape))
+                if isinstance(event.argument, Tensor) and not event.argument.is_quantized:
+                    record.argument_shapes.append(tuple(event.argument.shape))
+                    record.argument_format = self._format(argument_of(event.place), event.argument)
             except TargetError as error:
                 record.reason = str(error)
             return event.output
@@ -75,6 +90,12 @@ class Survey:
         with tapped(self._model, visit, leaves(self._model), functions=True):
             forward()
         return records
+
+    def _format(self, name: str, tensor: Tensor) -> NumberFormat:
+        if tensor.is_quantized:
+            return quantized_format(tensor)
+        native = native_format(tensor.dtype)
+        return self._emulated.get(name, native) if tensor.dtype.is_floating_point else native
 
     @property
     def batch_axes(self) -> dict[str, int]:
@@ -101,6 +122,64 @@ class Survey:
                 batch_axis=axis,
                 granularity=granularity,
             )
+
+
+    def connections(self) -> Iterator[Connection]:
+        """The connections of linear and convolution layers."""
+        for place, (record, axis) in self._places.items():
+            if "#" in place or axis != 0 or not has_connections(record.module) or record.argument_format is None:
+                continue
+            fan_in = record.module.weight[0].numel()
+            yield Connection(
+                name=f"{place}:connection",
+                layer=place,
+                module=record.module,
+                component="connection",
+                shape=(*record.shapes[0][1:], fan_in),
+                format=record.argument_format,
+                steps=len(record.shapes),
+                place=place,
+            )
+
+    def states(self, component: str) -> Iterator[State | Output]:
+        """The hidden or cell states of recurrent layers and cells."""
+        for place, (record, axis) in self._places.items():
+            module = record.module
+            if "#" in place or (component == CELL and not isinstance(module, nn.LSTM | nn.LSTMCell)):
+                continue
+            if isinstance(module, nn.RNNBase) and module.bidirectional:
+                self.skipped[f"{place}:{component}"] = (
+                    "it is bidirectional, so that no state comes after a time step of both directions"
+                )
+                continue
+            common = dict(
+                name=f"{place}:{component}", layer=place, module=module, component=component, place=place
+            )
+            if isinstance(module, nn.RNNBase):
+                time_axis = 1 if module.batch_first else 0
+                projected = module.proj_size if component == HIDDEN else 0
+                lengths = tuple(shape[time_axis] for shape in record.argument_shapes)
+                yield State(
+                    **common,
+                    shape=(module.num_layers, projected or module.hidden_size),
+                    format=native_format(module.weight_hh_l0.dtype),
+                    steps=sum(lengths),
+                    lengths=lengths,
+                )
+            elif isinstance(module, nn.RNNCellBase):
+                yield output_site(
+                    **common,
+                    shape=(module.hidden_size,),
+                    fmt=native_format(module.weight_hh.dtype),
+                    granularity="element",
+                    steps=len(record.shapes),
+                    part=1 if component == CELL else 0,
+                )
+
+
+def argument_of(place: str) -> str:
+    """The name of what the module at ``place`` reads."""
+    return f"{place}:argument"
 
 
 def output_site(

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from fnmatch import fnmatchcase
 from functools import cached_property
+from itertools import product
+from typing import get_args
 
 import numpy as np
 import pyarrow as pa
@@ -16,16 +18,17 @@ from torch import Tensor, nn
 
 from saboteur.campaign.target import FaultSpec, Resources, Target
 from saboteur.errors import FaultError, TargetError, near
-from saboteur.faults.formats import NumberFormat
+from saboteur.faults.formats import NumberFormat, number_format
 from saboteur.faults.space import Faults, FaultSpace, Region
 from saboteur.levels.software import injection, tracing
 from saboteur.levels.software.emulation import native_format, raw_view
 from saboteur.levels.software.flow import named_modules
 from saboteur.levels.software.memory import Memory, memories
+from saboteur.levels.software.representation import activations_in, weights_in
 from saboteur.levels.software.runner import Runner, input_place
 from saboteur.levels.software.signals import Granularity
 from saboteur.levels.software.site import Site
-from saboteur.levels.software.spec import PyTorchTarget, SoftwareFault
+from saboteur.levels.software.spec import PyTorchTarget, SoftwareFault, Where
 from saboteur.levels.software.survey import Survey, output_site
 from saboteur.outcomes.golden import Golden, OutputKind
 from saboteur.outcomes.recorder import Recorder
@@ -72,16 +75,20 @@ class SoftwareTarget(Target):
         self._outputs: OutputKind = outputs
         self._settings = (outputs, output, weights_format, activations_format, per_channel)
         self._resources = resources
+        stored = memories(model)
+        if weights_format is not None:
+            model, stored = weights_in(model, number_format(weights_format), per_channel)
         self._model = model
-        tensors = tuple(tensor.detach().to(device) for tensor in tensors)
-        self._memories = {site.name: site for site in memories(model)}
+        self._memories = {site.name: site for site in stored}
         self._runner = Runner(
-            self._model,
-            tensors,
+            model,
+            tuple(tensor.detach().to(device) for tensor in tensors),
             output=output,
             batch_size=resources.batch_size,
             threads=resources.threads,
         )
+        if activations_format is not None:
+            self._runner.rounding = activations_in(self._runner, number_format(activations_format))
 
     @staticmethod
     def _check_model(model: nn.Module, device: torch.device) -> None:
@@ -193,64 +200,66 @@ class SoftwareTarget(Target):
         if not 0 <= input < self._runner.inputs:
             raise TargetError(f"input: {input} is outside 0 .. {self._runner.inputs - 1}")
         sites = {region.site: self._site(region.site) for region in space.regions}
-        axes = {site.place: site.batch_axis for site in self._signals("inputs", "element").values()}
+        axes = {site.place: site.batch_axis for site in self._sites("inputs", "element").values()}
         axes |= self._survey.batch_axes
         with self._runner.prepared():
             return tracing.trace(self._runner, sites, axes, space, faults, input)
 
     @cached_property
     def _survey(self) -> Survey:
-        return Survey(self._model, self._runner.probe)
+        return Survey(self._model, self._runner.probe, self._runner.rounding)
+
+    @property
+    def skipped(self) -> dict[str, str]:
+        """Outputs and states that faults cannot hit, each with the reason."""
+        return dict(self._survey.skipped)
 
     def _site(self, name: str) -> Site:
-        for family in self._families(name):
+        for where, granularity in product(get_args(Where), get_args(Granularity)):
+            family = self._sites(where, granularity)
             if name in family:
                 return family[name]
         raise FaultError(f"site: {name!r} is not in this model{near(name, self._memories)}")
 
-    def _families(self, name: str) -> Iterable[dict[str, Site]]:
-        yield self._memories
-        for granularity in ("element", "channel", "layer"):
-            if granularity == "element" or name.endswith(":" + granularity):
-                for where in ("activations", "operators", "inputs"):
-                    yield self._signals(where, granularity)
-
-    def _signals(self, where: str, granularity: Granularity) -> dict[str, Site]:
-        if (where, granularity) not in self._signal_cache:
-            self._signal_cache[where, granularity] = {
-                site.name: site for site in self._find_signals(where, granularity)
-            }
-        return self._signal_cache[where, granularity]
+    def _sites(self, where: Where, granularity: Granularity) -> dict[str, Site]:
+        if (where, granularity) not in self._found:
+            sites = self._find(where, granularity)
+            self._found[where, granularity] = {site.name: site for site in sites}
+        return self._found[where, granularity]
 
     @cached_property
-    def _signal_cache(self) -> dict[tuple[str, str], dict[str, Site]]:
+    def _found(self) -> dict[tuple[str, str], dict[str, Site]]:
         return {}
 
-    def _find_signals(self, where: str, granularity: Granularity) -> Iterable[Site]:
-        if where == "inputs":
-            for position, tensor in enumerate(self._runner.tensors):
-                place = input_place(position, len(self._runner.tensors))
-                yield output_site(
-                    name=place,
-                    layer=place,
-                    module=self._model,
-                    component="input",
-                    place=place,
-                    shape=tuple(tensor.shape[1:]),
-                    fmt=native_format(tensor.dtype),
-                    granularity=granularity,
-                )
-        else:
-            yield from self._survey.outputs(granularity, functions=where == "operators")
-
-    def _candidates(self, spec: SoftwareFault) -> list[Site]:
-        where = spec.where
+    def _find(self, where: Where, granularity: Granularity) -> Iterable[Site]:
         if where in ("weights", "biases", "buffers", "parameters"):
-            return [site for site in self._memories.values() if _is_among(site, where)]
-        return list(self._signals(where, spec.granularity).values())
+            return (site for site in self._memories.values() if _is_among(site, where))
+        if where == "inputs":
+            return self._inputs(granularity)
+        if where == "connections":
+            return self._survey.connections()
+        if where in ("hidden_state", "cell_state"):
+            return self._survey.states(where)
+        return self._survey.outputs(granularity, functions=where == "operators")
+
+    def _inputs(self, granularity: Granularity) -> Iterator[Site]:
+        for index, tensor in enumerate(self._runner.tensors):
+            place = input_place(index, len(self._runner.tensors))
+            native = native_format(tensor.dtype)
+            yield output_site(
+                name=place,
+                layer=place,
+                module=self._model,
+                component="input",
+                place=place,
+                shape=tuple(tensor.shape[1:]),
+                fmt=self._runner.rounding.get(place, native),
+                granularity=granularity,
+            )
 
     def _selected(self, spec: SoftwareFault) -> list[Site]:
-        candidates = self._candidates(spec)
+        candidates = list(self._sites(spec.where, spec.granularity).values())
+        self._refuse_skipped_states(spec)
         if not candidates:
             raise FaultError(f"where: the model has no {spec.where} that faults can hit")
         layers = {site.layer for site in candidates}
@@ -269,6 +278,14 @@ class SoftwareTarget(Target):
         if spec.layer_types is not None:
             sites = self._of_types(spec, sites)
         return sites
+
+    def _refuse_skipped_states(self, spec: SoftwareFault) -> None:
+        if spec.where not in ("hidden_state", "cell_state"):
+            return
+        for name, reason in self._survey.skipped.items():
+            layer, _, component = name.rpartition(":")
+            if component == spec.where and any(fnmatchcase(layer, pattern) for pattern in spec.layers):
+                raise TargetError(f"layers: the {spec.where} of {layer} cannot be hit: {reason}")
 
     def _of_types(self, spec: SoftwareFault, sites: list[Site]) -> list[Site]:
         names = {site.name: {kind.__name__ for kind in type(site.module).__mro__} for site in sites}
