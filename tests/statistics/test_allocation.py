@@ -155,7 +155,14 @@ def test_refine_goes_on_after_a_pilot_without_events() -> None:
     step = refine(0, 100, 10_000, 0.01)
     # Wilson, k = 0, n = 100 · 9999/9900: t²/(n + t²)/2 = 6.6349/107.635/2; a normal interval has no width.
     assert step.half_width == pytest.approx(0.030821, abs=1e-5)
-    assert step.extra > 300 and not step.met
+    assert step.extra == 300 and not step.met
+
+
+def test_refine_does_not_trust_few_trials_for_many() -> None:
+    rng = np.random.Generator(np.random.Philox(12))
+    rate, margin = 0.0015, 0.001
+    _, n, _ = run_in_rounds(rate, 2_000_000, margin, rng)
+    assert n < 2.5 * sample_size(2_000_000, margin, 0.95, rate)
 
 
 def test_refine_by_strata() -> None:
@@ -166,14 +173,17 @@ def test_refine_by_strata() -> None:
     assert step.extra[3] == 0
 
 
-def test_refine_keeps_the_confidence_nearly() -> None:
+@pytest.mark.parametrize(("rate", "margin"), [(0.0065, 0.002), (0.02, 0.01), (0.1, 0.01), (0.3, 0.01)])
+def test_refine_keeps_the_confidence(rate: float, margin: float) -> None:
+    campaigns, size = 2000, 10**7
     rng = np.random.Generator(np.random.Philox(5))
-    size, rate, covered = 20_000, 0.02, 0
-    for _ in range(300):
-        k, n, _ = run_in_rounds(rate, size, 0.01, rng)
-        low, high = wilson(k, n, 0.95)
-        covered += low <= rate <= high
-    assert covered / 300 >= 0.92
+    k, n = np.zeros(campaigns, dtype=int), np.zeros(campaigns, dtype=int)
+    while not (step := refine(k, n, size, margin, 0.95)).met:
+        k += rng.binomial(step.extra, rate)
+        n += step.extra
+    low, high = wilson(k, n, 0.95)
+    assert np.mean((low <= rate) & (rate <= high)) >= 0.94
+    assert np.mean(n) <= 1.5 * sample_size(size, margin, 0.95, rate)
 
 
 @pytest.mark.parametrize(

@@ -215,6 +215,21 @@ def test_stratified_coverage(rates, sizes, n) -> None:
     assert below + above <= 0.05 + 0.008
 
 
+def test_stratified_coverage_over_random_designs() -> None:
+    rng = np.random.Generator(np.random.Philox(2023))
+    missed = []
+    for _ in range(60):
+        strata = rng.integers(1, 33)
+        sizes = np.rint(10 ** rng.uniform(1.5, 5.5, strata)).astype(int)
+        n = np.minimum(sizes, np.rint(10 ** rng.uniform(0, 3.3, strata)).astype(int))
+        rates = np.clip(10 ** (rng.uniform(-4, -0.2) + rng.normal(0, 0.5, strata)), 0, 1)
+        rates[rng.random(strata) < rng.choice([0.0, 0.5])] = 0
+        missed.append(sum(coverage(rates, sizes, n, campaigns=1000)))
+    # 1,000 campaigns: 5 % and three standard errors.
+    assert max(missed) <= 0.05 + 0.021
+    assert np.mean(missed) <= 0.05
+
+
 def test_stratified_is_not_needlessly_wide() -> None:
     k, n, sizes = np.full(20, 1), np.full(20, 50), np.full(20, 10_000)
     estimate = stratified(k, n, sizes, 0.95)

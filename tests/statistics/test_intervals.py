@@ -107,6 +107,8 @@ def test_hypergeometric_ends() -> None:
     assert hypergeometric(0, 0, 10) == (0, 1)
     wide = hypergeometric(154, 16_625, 17_174_144)
     np.testing.assert_allclose(wide, clopper_pearson(154, 16_625), rtol=1e-3)
+    np.testing.assert_allclose(hypergeometric(154, 16_625, 10**11), clopper_pearson(154, 16_625), rtol=1e-5)
+    assert hypergeometric(154, 16_625, 10**30) == clopper_pearson(154, 16_625)
 
 
 @given(st.integers(1, 5000), st.floats(0, 1), st.floats(0.6, 0.999))

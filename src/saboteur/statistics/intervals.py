@@ -70,9 +70,7 @@ def clopper_pearson(k: ArrayLike, n: ArrayLike, confidence: ArrayLike = 0.99) ->
     events, trials = events_of_trials(k, n)
     alpha = 1 - open_unit("confidence", confidence)
     failures = trials - events
-    with np.errstate(invalid="ignore"):
-        low = special.betaincinv(events, failures + 1, alpha / 2)
-        high = special.betainccinv(events + 1, failures, alpha / 2)
+    low, high = _binomial_tails(events, failures, alpha / 2)
     return _bounds(low, high, events, trials)
 
 
@@ -81,6 +79,7 @@ def hypergeometric(k: ArrayLike, n: ArrayLike, population: ArrayLike, confidence
 
     Both tails of the hypergeometric distribution are inverted for the number K of critical faults in the
     population, as Clopper and Pearson do for the binomial one (Buonaccorsi, The American Statistician 1987).
+    Populations above 10¹¹ are taken as infinite: the result is then `clopper_pearson`'s.
 
     Args:
         k: events, whole, 0 to n.
@@ -122,9 +121,7 @@ def upper_bound(
     if population is not None:
         return _hypergeometric_tails(k, n, population, alpha).high
     events, trials = events_of_trials(k, n)
-    with np.errstate(invalid="ignore"):
-        high = special.betainccinv(events + 1, trials - events, alpha)
-    return _bounds(np.zeros_like(high), high, events, trials).high
+    return _bounds(*_binomial_tails(events, trials - events, alpha), events, trials).high
 
 
 def poisson(k: ArrayLike, confidence: ArrayLike = 0.95) -> Interval:
@@ -246,6 +243,14 @@ def _boundary(log_likelihood: Callable[[Floats], Floats], level: Floats, *, outs
     return np.where(reached, outside, out)
 
 
+def _binomial_tails(events: Floats, failures: Floats, tail: Floats) -> Interval:
+    """Rates at which each tail of the binomial distribution has probability ``tail``; NaN at the ends."""
+    with np.errstate(invalid="ignore"):
+        low = special.betaincinv(events, failures + 1, tail)
+        high = special.betainccinv(events + 1, failures, tail)
+    return Interval(low, high)
+
+
 def _hypergeometric_tails(k: ArrayLike, n: ArrayLike, population: ArrayLike, tail: Floats) -> Interval:
     """Rates K/N between the smallest K with P(X >= k | K) > tail and the largest with P(X <= k | K) > tail."""
     events, trials = events_of_trials(k, n)
@@ -254,7 +259,9 @@ def _hypergeometric_tails(k: ArrayLike, n: ArrayLike, population: ArrayLike, tai
         if np.any(values != np.floor(values)):
             raise StatisticsError(f"{name} must be whole for the hypergeometric interval")
     events, trials, sizes, tail = np.broadcast_arrays(events, trials, sizes, tail)
-    seen, drawn, total = (values.astype(np.int64) for values in (events, trials, sizes))
+    # Beyond this size the hypergeometric tails lose digits, and they are the binomial ones.
+    infinite = sizes > 1e11
+    seen, drawn, total = (np.where(infinite, 0, values).astype(np.int64) for values in (events, trials, sizes))
     least, most = seen, total - (drawn - seen)
 
     def enough_above(critical: Integers) -> np.ndarray:
@@ -273,4 +280,7 @@ def _hypergeometric_tails(k: ArrayLike, n: ArrayLike, population: ArrayLike, tai
         middle = np.minimum((above + at_most + 1) // 2, most)
         holds = enough_below(middle)
         at_most, above = np.where(holds, middle, at_most), np.where(holds, above, middle)
-    return Interval((at_least / sizes)[()], (at_most / sizes)[()])
+    limits = _bounds(*_binomial_tails(events, trials - events, tail), events, trials)
+    low = np.where(infinite, limits.low, at_least / sizes)
+    high = np.where(infinite, limits.high, at_most / sizes)
+    return Interval(low[()], high[()])
