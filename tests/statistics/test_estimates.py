@@ -100,6 +100,13 @@ def test_stratified_weighs_strata_by_population() -> None:
     assert (estimate.k, estimate.n, estimate.population, estimate.unit) == (51, 200, 100_000, "faults")
 
 
+def test_stratified_broadcasts_strata() -> None:
+    assert stratified([1, 2], 100, 1000) == stratified([1, 2], [100, 100], [1000, 1000])
+    assert stratified(3, 100, 1000) == stratified([3], [100], [1000])
+    with pytest.raises(StatisticsError, match="one dimension"):
+        stratified([[1, 2]], 100, 1000)
+
+
 def test_stratified_is_exact_when_exhausted() -> None:
     estimate = stratified([3, 0, 20], [10, 30, 20], [10, 30, 20])
     assert (estimate.low, estimate.best, estimate.high) == tuple([pytest.approx(23 / 60)] * 3)

@@ -250,9 +250,9 @@ def finite_population_interval(
         low = np.where(finite, np.maximum(low, k / sizes), low)
         high = np.where(finite, np.minimum(high, (sizes - (n - k)) / sizes), high)
         return intervals.Interval(low, high)
-    unbounded = intervals.clopper_pearson if method == "clopper_pearson" else intervals.confidence_sequence
     if method not in ("clopper_pearson", "confidence_sequence"):
         raise StatisticsError(f"method is {method!r}; it must be 'wilson', 'clopper_pearson' or 'confidence_sequence'")
+    unbounded = intervals.clopper_pearson if method == "clopper_pearson" else intervals.confidence_sequence
     low, high = (np.array(bound, ndmin=k.ndim) for bound in unbounded(k, n, confidence))
     if np.any(finite):
         k, n, sizes = k[finite], n[finite], sizes[finite]
@@ -357,10 +357,11 @@ def _weighted_estimate(
     unit: Unit,
     stopping_rule: str,
 ) -> Estimate:
-    low, best, high, effective = weighted_interval(sum_y, sum_y2, n, population, confidence)
-    if np.ndim(best) != 0:
-        raise StatisticsError("strata must be arrays of one dimension")
     trials, sizes = sample_of_population(n, population)
+    sum_y, sum_y2, trials, sizes = np.broadcast_arrays(*np.atleast_1d(sum_y, sum_y2, trials, sizes))
+    if sum_y.ndim != 1:
+        raise StatisticsError(f"strata are arrays of shape {sum_y.shape}; they must be of one dimension")
+    low, best, high, effective = weighted_interval(sum_y, sum_y2, trials, sizes, confidence)
     faults = int(trials.sum())
     return Estimate(
         low=float(low),
