@@ -94,7 +94,6 @@ class Pruned(Memory):
             handle.remove()
             setattr(self.module, self.tensor, before)
 
-
     def uncompute(self) -> None:
         """Take out the hooks and their sources, so that a tensor can be stored under this name."""
         for key, hook in list(self.module._forward_pre_hooks.items()):
@@ -103,7 +102,7 @@ class Pruned(Memory):
         for name in _sources(self.tensor):
             self.module._parameters.pop(name, None)
             self.module._buffers.pop(name, None)
-        delattr(self.module, self.tensor)
+        del self.module.__dict__[self.tensor]
 
 
 class Parametrized(Memory):
@@ -122,6 +121,16 @@ class Parametrized(Memory):
             yield
         finally:
             handle.remove()
+
+    def uncompute(self) -> None:
+        """Take the parametrisation out, so that a tensor can be stored under this name.
+
+        ``parametrize.remove_parametrizations`` would change the class, which copies of the module share.
+        """
+        del self.module.parametrizations[self.tensor]
+        if not len(self.module.parametrizations):
+            del self.module.parametrizations
+            self.module.__class__ = type(self.module).__bases__[0]
 
 
 class Packed(Memory):

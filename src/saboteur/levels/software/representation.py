@@ -8,7 +8,6 @@ from dataclasses import replace
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from saboteur.errors import TargetError
 from saboteur.faults.formats import Affine, NumberFormat
@@ -34,7 +33,9 @@ def weights_in(model: nn.Module, fmt: NumberFormat, per_channel: bool) -> tuple[
     model = copy.deepcopy(model, stand_ins)
     for site in memories(model):
         if isinstance(site, Pruned | Parametrized):
-            _store(site)
+            values = site.values().clone()
+            site.uncompute()
+            site.module._parameters[site.tensor] = nn.Parameter(values, requires_grad=False)
     sites = memories(model)
     taken = 0
     for i, site in enumerate(sites):
@@ -48,16 +49,6 @@ def weights_in(model: nn.Module, fmt: NumberFormat, per_channel: bool) -> tuple[
     if not taken:
         raise TargetError(f"weights_format: the model has no floating-point weights to hold in {fmt}")
     return model, sites
-
-
-def _store(site: Memory) -> None:
-    """Make a computed tensor a parameter of its own."""
-    values, module, name = site.values().clone(), site.module, site.tensor
-    if isinstance(site, Parametrized):
-        parametrize.remove_parametrizations(module, name, leave_parametrized=True)
-    else:
-        site.uncompute()
-    setattr(module, name, nn.Parameter(values, requires_grad=False))
 
 
 def _round_weight(site: Memory, fmt: NumberFormat, per_channel: bool) -> Memory:

@@ -43,7 +43,10 @@ class Survey:
     """
 
     def __init__(
-        self, model: nn.Module, forward: Callable[[int], None], emulated: Mapping[str, NumberFormat] = MappingProxyType({})
+        self,
+        model: nn.Module,
+        forward: Callable[[int], None],
+        emulated: Mapping[str, NumberFormat] = MappingProxyType({}),
     ):
         self._model = model
         self._emulated = emulated
@@ -123,7 +126,6 @@ class Survey:
                 granularity=granularity,
             )
 
-
     def connections(self) -> Iterator[Connection]:
         """The connections of linear and convolution layers."""
         for place, (record, axis) in self._places.items():
@@ -152,9 +154,7 @@ class Survey:
                     "it is bidirectional, so that no state comes after a time step of both directions"
                 )
                 continue
-            common = dict(
-                name=f"{place}:{component}", layer=place, module=module, component=component, place=place
-            )
+            common = dict(name=f"{place}:{component}", layer=place, module=module, component=component, place=place)
             if isinstance(module, nn.RNNBase):
                 time_axis = 1 if module.batch_first else 0
                 projected = module.proj_size if component == HIDDEN else 0
