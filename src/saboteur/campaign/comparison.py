@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from saboteur import statistics
 from saboteur.campaign.results import Results
@@ -118,7 +117,7 @@ def _single_faults(results: Results, criterion: str) -> pa.Table:
         site = lists.to_table(results.space, results.rows(table)).select(_KEYS)
         x = np.zeros(len(table)) if isinstance(judge, FaultCriterion) else table[f"sdc:{criterion}"].to_numpy()
         site = site.append_column("sdc", pa.array(found[keep] == "sdc"))
-        parts.append(site.append_column("share", pc.divide(pa.array(x, pa.float64()), table["inferences"])))
+        parts.append(site.append_column("share", pa.array(x / table["inferences"].to_numpy())))
     if not parts:
         raise CampaignError(f"store: {results.store.path} holds no finished work unit yet")
     return pa.concat_tables(parts)
@@ -126,7 +125,7 @@ def _single_faults(results: Results, criterion: str) -> pa.Table:
 
 def _independent(a: Estimate, b: Estimate) -> Difference:
     """Difference a − b from two separate intervals (Newcombe, Statistics in Medicine 1998, 17:873, method 10)."""
-    best = a.best - b.best
+    best = np.asarray(a.best - b.best)
     low = best - np.hypot(a.best - a.low, b.high - b.best)
     high = best + np.hypot(a.high - a.best, b.best - b.low)
     return Difference(low, best, high)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, ClassVar, Self
+from typing import TYPE_CHECKING, Annotated, ClassVar, Self
 
 import pyarrow as pa
 from numpy.typing import NDArray
@@ -83,7 +83,10 @@ class TargetSpec(Part):
         """
 
 
-AnyTargetSpec = extensible(TargetSpec)
+if TYPE_CHECKING:
+    AnyTargetSpec = TargetSpec
+else:
+    AnyTargetSpec = extensible(TargetSpec)
 
 
 class Target(ABC):

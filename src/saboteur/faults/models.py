@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from math import comb
-from typing import Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -80,7 +80,7 @@ class _BitModel(FaultModel):
             return np.arange(bits)
         if self.bits[-1] >= bits:
             raise FaultError(
-                f"bits: bit {self.bits[-1]} is outside a {bits}-bit format, whose bits are 0 .. {bits - 1}"
+                f"bits: bit {self.bits[-1]} is outside a format of {bits} bits, whose bits are 0 .. {bits - 1}"
             )
         return np.array(self.bits)
 
@@ -100,10 +100,8 @@ class BitFlip(_BitModel):
         if self.adjacent:
             positions = positions[positions + self.count <= bits]
         if len(positions) < (1 if self.adjacent else self.count):
-            where = f"the {len(positions)} given positions of" if self.bits else ""
-            raise FaultError(
-                f"count: {self.count} {'adjacent ' * self.adjacent}bits do not fit {where} a {bits}-bit word"
-            )
+            kind, where = "adjacent bits" if self.adjacent else "bits", f" at bits={self.bits}" if self.bits else ""
+            raise FaultError(f"count: {self.count} {kind} do not fit a word of {bits} bits{where}")
         return positions
 
     def variants(self, bits: int) -> int:
@@ -259,4 +257,7 @@ class Noise(FaultModel):
             return fmt.encode(values * (1 + self.multiplicative * z) + self.additive * z)
 
 
-AnyFaultModel = extensible(FaultModel)
+if TYPE_CHECKING:
+    AnyFaultModel = FaultModel
+else:
+    AnyFaultModel = extensible(FaultModel)

@@ -8,7 +8,7 @@ which single inferences are SDC; a *fault criterion* judges a fault by its answe
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -228,7 +228,10 @@ class AccuracyDrop(FaultCriterion):
         return (golden_correct - correct) > self.tolerance * inferences + 1e-9
 
 
-AnyCriterion = extensible(Criterion)
+if TYPE_CHECKING:
+    AnyCriterion = Criterion
+else:
+    AnyCriterion = extensible(Criterion)
 STANDARD = (Sdc1(), Sdc5(), Sdc10Percent(), Sdc20Percent())
 
 
