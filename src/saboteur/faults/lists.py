@@ -51,10 +51,13 @@ def to_table(space: FaultSpace, faults: Faults) -> pa.Table:
 def _index_text(space: FaultSpace, faults: Faults) -> pa.Array:
     text = np.empty(len(faults.region), object)
     for i in np.unique(faults.region):
-        rows = np.flatnonzero(faults.region == i)
-        axes = [axis.tolist() for axis in np.unravel_index(faults.element[rows], space.regions[i].shape)]
+        rows, shape = np.flatnonzero(faults.region == i), space.regions[i].shape
+        if not shape:
+            text[rows] = "()"
+            continue
+        axes = [axis.tolist() for axis in np.unravel_index(faults.element[rows], shape)]
         pattern = f"({', '.join(['{}'] * len(axes))})"
-        text[rows] = [pattern.format(*position) for position in zip(*axes, strict=True)] if axes else pattern
+        text[rows] = [pattern.format(*position) for position in zip(*axes, strict=True)]
     return pa.array(text, pa.string())
 
 
