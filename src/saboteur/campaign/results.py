@@ -468,28 +468,36 @@ class Results:
     def estimate_of_strata(self, k: NDArray[np.int64], n: NDArray[np.int64]) -> Estimate:
         """The share of faults with some property that ``k`` of ``n`` valid trials of each stratum [strata] have."""
         met = n > 0
-        population = self.strata_populations
-        return statistics.stratified(
-            k[met],
-            n[met],
-            np.maximum(population[met], n[met]),
-            self.campaign.sampling.confidence,
-            stopping_rule=self.stopping_words,
-        )
+        return self._stratified(k[met], n[met], self.strata_populations[met])
 
     def _estimate(self, counts: Counts, criterion: Criterion, what: str, unit: Unit) -> Estimate:
-        confidence, words = self.campaign.sampling.confidence, self.stopping_words
         if counts.n.sum() == 0:
             raise StoreError(f"store: {self.store.path} holds no valid trial yet")
-        population = np.maximum(counts.population, counts.n)
         if unit == "faults":
-            return statistics.stratified(counts.faults[what], counts.n, population, confidence, stopping_rule=words)
+            return self._stratified(counts.faults[what], counts.n, counts.population)
         if isinstance(criterion, FaultCriterion):
             raise StoreError(f"criterion: {criterion.name} judges faults, not inferences")
         each = int(counts.inferences.sum() // counts.n.sum())
-        return statistics.clustered(
-            counts.sums[what], counts.squares[what], counts.n, each, population, confidence, stopping_rule=words
+        return self.mean_of_inferences(counts.sums[what], counts.squares[what], counts.n, each, counts.population)
+
+    def _stratified(self, k: NDArray, n: NDArray, population: NDArray) -> Estimate:
+        confidence, words = self.campaign.sampling.confidence, self.stopping_words
+        return self._stated(statistics.stratified(k, n, np.maximum(population, n), confidence, stopping_rule=words))
+
+    def mean_of_inferences(
+        self, sums: NDArray, squares: NDArray, n: NDArray, inferences_per_fault: int, population: NDArray
+    ) -> Estimate:
+        """The share of inferences with some property, from sums over faults and their squares in some cells."""
+        confidence, words = self.campaign.sampling.confidence, self.stopping_words
+        return self._stated(
+            statistics.clustered(
+                sums, squares, n, inferences_per_fault, np.maximum(population, n), confidence, stopping_rule=words
+            )
         )
+
+    def _stated(self, estimate: Estimate) -> Estimate:
+        """Combinations of faults have no population that could be counted."""
+        return replace(estimate, population=None) if self.campaign.multiple else estimate
 
     # -- single trials --------------------------------------------------------------------------------------
 

@@ -1,0 +1,23 @@
+"""Numbers as a report prints them."""
+
+from __future__ import annotations
+
+import math
+
+UNKNOWN = "–"
+
+
+def percent(share: float) -> str:
+    """A share of 1 as a percentage with three significant digits, at least two decimals below 100 %."""
+    if math.isnan(share):
+        return "unknown"
+    value = 100 * share
+    if value == 0 or value == 100:
+        return f"{value:.0f} %"
+    decimals = min(max(2 - math.floor(math.log10(abs(value))), 2), 8)
+    return f"{value:.{decimals}f} %"
+
+
+def whole(number: float) -> str:
+    """A whole number with thin spaces between thousands."""
+    return f"{number:,.0f}".replace(",", "\u202f")
