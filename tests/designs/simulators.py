@@ -1,0 +1,171 @@
+"""Run a design in Icarus Verilog or Verilator with given inputs by cycle, and check it with Yosys."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+needs_icarus = pytest.mark.skipif(shutil.which("iverilog") is None, reason="Icarus Verilog is not installed")
+needs_verilator = pytest.mark.skipif(shutil.which("verilator") is None, reason="Verilator is not installed")
+
+
+def run(*command: str | Path, folder: Path) -> str:
+    done = subprocess.run([str(word) for word in command], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, f"{command[0]} failed:\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+    return done.stdout + done.stderr
+
+
+def _hexadecimal(words: np.ndarray) -> list[str]:
+    return ["".join(f"{word:016x}" for word in reversed(row)) for row in words.tolist()]
+
+
+def icarus(
+    folder: Path,
+    files: Sequence[Path],
+    top: str,
+    parameters: Mapping[str, int],
+    stimulus: Mapping[str, np.ndarray],
+    widths: Mapping[str, int],
+    outputs: Mapping[str, int],
+    probes: Mapping[str, int] | None = None,
+) -> dict[str, np.ndarray]:
+    """Return uint64 ``[cycles, words]`` for each output port and probe (hierarchical name below the top: width)."""
+    probes = probes or {}
+    cycles = len(next(iter(stimulus.values())))
+    declarations, connections, reads, applies = [], [".clk(clk)"], [], []
+    for port, words in stimulus.items():
+        (folder / f"{port}.hex").write_text("\n".join(_hexadecimal(words)))
+        bits = 64 * words.shape[1]
+        declarations.append(f"reg [{bits - 1}:0] {port}_by_cycle [0:{cycles - 1}]; reg [{widths[port] - 1}:0] {port};")
+        reads.append(f'$readmemh("{port}.hex", {port}_by_cycle);')
+        applies.append(f"{port} = {port}_by_cycle[cycle][{widths[port] - 1}:0];")
+        connections.append(f".{port}({port})")
+    for port, width in outputs.items():
+        declarations.append(f"wire [{width - 1}:0] {port};")
+        connections.append(f".{port}({port})")
+    observed = {**{port: port for port in outputs}, **{probe: f"dut.{probe}" for probe in probes}}
+    settings = ", ".join(f".{name}({value})" for name, value in parameters.items())
+    (folder / "bench.v").write_text(f"""
+module bench;
+  reg clk = 0;
+  integer cycle, file;
+  {" ".join(declarations)}
+  {top} #({settings}) dut ({", ".join(connections)});
+  initial begin
+    {" ".join(reads)}
+    file = $fopen("observed.txt", "w");
+    for (cycle = 0; cycle < {cycles}; cycle = cycle + 1) begin
+      {" ".join(applies)}
+      #5 $fdisplay(file, "{" ".join(["%h"] * len(observed))}", {", ".join(observed.values())});
+      clk = 1;
+      #5 clk = 0;
+    end
+    $finish;
+  end
+endmodule
+""")
+    run("iverilog", "-g2005", "-Wall", "-Wno-timescale", "-o", "bench.vvp", "bench.v", *files, folder=folder)
+    run("vvp", "-n", "bench.vvp", folder=folder)
+    columns = zip(*(line.split() for line in (folder / "observed.txt").read_text().splitlines()), strict=True)
+    all_widths = {**outputs, **probes}
+    return {name: _words(column, all_widths[name]) for name, column in zip(observed, columns, strict=True)}
+
+
+def _words(column: Sequence[str], width: int) -> np.ndarray:
+    """Read hexadecimal values; an unknown bit (X, before the first reset) reads as 0."""
+    count = -(-width // 64)
+    values = (int(value.replace("x", "0").replace("X", "0"), 16) for value in column)
+    return np.array(
+        [[(value >> (64 * word)) & (2**64 - 1) for word in range(count)] for value in values], dtype=np.uint64
+    )
+
+
+def verilator(
+    folder: Path,
+    files: Sequence[Path],
+    top: str,
+    parameters: Mapping[str, int],
+    stimulus: Mapping[str, np.ndarray],
+    outputs: Mapping[str, int],
+) -> dict[str, np.ndarray]:
+    """Return uint64 ``[cycles, words]`` for each output port; any lint warning of Verilator is an error.
+
+    Two kinds of warning are off: signed operands that Verilog extends by itself, and what flows past the last column.
+    """
+    cycles = len(next(iter(stimulus.values())))
+    for port, words in stimulus.items():
+        words.astype("<u8").tofile(folder / f"{port}.bin")
+    opens = "".join(f'FILE* {port} = fopen("{port}.bin", "rb");' for port in stimulus)
+    applies = "".join(
+        f"fread(word, 8, {words.shape[1]}, {port}); memcpy(&top->{port}, word, sizeof top->{port});"
+        for port, words in stimulus.items()
+    )
+    creates = "".join(f'FILE* {port} = fopen("{port}.bin", "wb");' for port in outputs)
+    records = "".join(
+        f"memset(word, 0, sizeof word); memcpy(word, &top->{port}, sizeof top->{port});"
+        f"fwrite(word, 8, {-(-width // 64)}, {port});"
+        for port, width in outputs.items()
+    )
+    closes = "".join(f"fclose({port});" for port in outputs)
+    (folder / "main.cpp").write_text(f"""
+#include <cstdint>
+#include <cstdio>
+#include <cstring>
+#include "V{top}.h"
+int main() {{
+  V{top}* top = new V{top};
+  uint64_t word[4096];
+  {opens}
+  {creates}
+  for (long cycle = 0; cycle < {cycles}; ++cycle) {{
+    top->clk = 0;
+    {applies}
+    top->eval();
+    {records}
+    top->clk = 1;
+    top->eval();
+  }}
+  {closes}
+  delete top;
+  return 0;
+}}
+""")
+    settings = [f"-G{name}={value}" for name, value in parameters.items()]
+    flags = ["--cc", "--exe", "--build", "-O3", "--x-assign", "0", "-CFLAGS", "-O1", "-Wall", "-Wno-DECLFILENAME"]
+    flags += ["-Wno-WIDTH", "-Wno-UNUSEDSIGNAL"]
+    run("verilator", *flags, "--top-module", top, *settings, "main.cpp", *files, folder=folder)
+    run(folder / "obj_dir" / f"V{top}", folder=folder)
+    return {
+        port: np.fromfile(folder / f"{port}.bin", dtype="<u8").reshape(cycles, -(-width // 64))
+        for port, width in outputs.items()
+    }
+
+
+def yosys(folder: Path, files: Sequence[Path], top: str, parameters: Mapping[str, int]) -> str:
+    """Check a design as it is written and synthesised, and return the log; a failed check is an error.
+
+    Raises:
+        AssertionError: If Yosys reports an error, a latch, a combinational loop or an undriven net.
+    """
+    pytest.importorskip("pyosys", reason="pyosys is not installed")
+    settings = " ".join(f"-chparam {name} {value}" for name, value in parameters.items())
+    script = f"""
+read_verilog {" ".join(str(path) for path in files)}
+hierarchy -check -top {top} {settings}
+proc
+select -assert-none t:$dlatch t:$adlatch t:$dlatchsr
+check -assert
+synth -top {top}
+select -assert-none t:$_DLATCH_*
+check -assert
+stat
+"""
+    (folder / "check.ys").write_text(script)
+    python = "from pyosys import libyosys as ys; d = ys.Design(); ys.run_pass('script check.ys', d)"
+    return run(sys.executable, "-c", python, folder=folder)

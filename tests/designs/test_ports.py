@@ -1,0 +1,33 @@
+"""Lanes and port words convert into each other."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from saboteur.levels.hardware.designs import pack, unpack
+
+
+def test_lane_zero_lies_at_the_least_significant_bits() -> None:
+    assert pack(np.array([[1, -1, 2]]), 8).tolist() == [[0x02FF01]]
+    assert pack(np.array([[-1, 0, 5]]), 32).tolist() == [[0xFFFFFFFF, 5]]
+    assert pack(np.array([[1, 0, 1]]), 1).tolist() == [[0b101]]
+
+
+def test_a_lane_may_straddle_two_words() -> None:
+    assert pack(np.array([[0, 0, 0x7FFFFF]]), 24).tolist() == [[0xFFFF << 48, 0x7F]]
+
+
+@given(st.integers(2, 64), st.data())
+def test_unpack_inverts_pack(width: int, data: st.DataObject) -> None:
+    bound = 2 ** (width - 1)
+    lanes = data.draw(
+        hnp.arrays(
+            np.int64, hnp.array_shapes(min_dims=2, max_dims=2, max_side=9), elements=st.integers(-bound, bound - 1)
+        )
+    )
+    words = pack(lanes, width)
+    assert words.shape == (lanes.shape[0], -(-lanes.shape[1] * width // 64))
+    np.testing.assert_array_equal(unpack(words, width, lanes.shape[1]), lanes)
