@@ -1,0 +1,115 @@
+"""The headline of a store: what was found under every criterion, and the verdict."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+from rich.text import Text
+
+from saboteur.cli.terminal import facts, interval, number, percent, show, show_json, table
+
+if TYPE_CHECKING:
+    from saboteur.campaign import Results
+
+_COLOURS = {"met": "bold green", "not met": "bold red", "open": "bold yellow"}
+
+
+def headline(results: Results, report: Path | None = None) -> dict[str, Any]:
+    """Estimates of SDC and DUE in both denominators, and the verdict.
+
+    Raises:
+        StoreError: when nothing valid has been observed yet.
+    """
+    from saboteur.outcomes.criteria import FaultCriterion
+
+    campaign = results.campaign
+    rates = []
+    for criterion in campaign.criteria:
+        units = ("faults",) if isinstance(criterion, FaultCriterion) else ("faults", "inferences")
+        rates += [
+            {
+                "criterion": criterion.name,
+                "outcome": "sdc",
+                "unit": unit,
+                "estimate": results.estimate(criterion, "sdc", unit),
+            }
+            for unit in units
+        ]
+    # DUE is the same under every criterion that judges inferences.
+    judge = next((c for c in campaign.criteria if not isinstance(c, FaultCriterion)), campaign.question)
+    rates.append(
+        {"criterion": judge.name, "outcome": "due", "unit": "faults", "estimate": results.estimate(judge, "due")}
+    )
+    verdict = results.verdict()
+    return {
+        "campaign": campaign.name,
+        "id": results.store.id,
+        "store": str(results.store.path),
+        "plan": results.plan.in_words(),
+        "population": results.space.size,
+        "invalid": len(results.invalid()),
+        "rates": rates,
+        "requirement": campaign.requirement and campaign.requirement.model_dump(mode="json"),
+        "verdict": verdict and verdict[0],
+        "report": report and str(report),
+    }
+
+
+def finish(summary: dict[str, Any], json: bool, strict: bool) -> None:
+    """Print the headline; with ``strict``, exit 1 where the requirement is not met or still open.
+
+    Raises:
+        typer.Exit: as said.
+    """
+    if json:
+        show_json(summary)
+    else:
+        show(table("Estimates", ["criterion", "outcome", "of", "rate>", "interval>", "k>", "n>"], _rows(summary)))
+        lines: list[tuple[str, object]] = [
+            ("plan", summary["plan"]),
+            ("population", f"{number(summary['population'])} single faults"),
+            ("intervals", _confidence(summary)),
+        ]
+        if summary["invalid"]:
+            lines.append(
+                ("invalid", Text(f"{number(summary['invalid'])} trials could not be run; not in any rate", "red"))
+            )
+        if (asked := summary["requirement"]) is not None:
+            colour = _COLOURS[summary["verdict"]]
+            lines.append(
+                (
+                    "requirement",
+                    Text.assemble(
+                        f"{asked['criterion']} in at most {percent(asked['at_most'])} of {asked['unit']}: ",
+                        (summary["verdict"], colour),
+                    ),
+                )
+            )
+        if summary["report"]:
+            lines.append(("report", summary["report"]))
+        show(facts(lines))
+    if strict and summary["requirement"] is not None and summary["verdict"] != "met":
+        raise typer.Exit(1)
+
+
+def _rows(summary: dict[str, Any]) -> list[list[object]]:
+    return [
+        [
+            rate["criterion"] if rate["outcome"] == "sdc" else "any",
+            rate["outcome"].upper(),
+            rate["unit"],
+            percent(rate["estimate"].best),
+            interval(rate["estimate"]),
+            rate["estimate"].k,
+            rate["estimate"].n,
+        ]
+        for rate in summary["rates"]
+    ]
+
+
+def _confidence(summary: dict[str, Any]) -> str:
+    first = summary["rates"][0]["estimate"]
+    methods = ", ".join(dict.fromkeys(rate["estimate"].method for rate in summary["rates"]))
+    return f"{percent(first.confidence)} confidence, {methods}; {first.stopping_rule}"
