@@ -124,13 +124,11 @@ def test_the_json_schema_lists_every_registered_part():
 
 
 def test_the_json_schema_tells_good_from_bad():
-    validate = pytest.importorskip("jsonschema").validate
-    schema = Holder.model_json_schema()
+    validator = pytest.importorskip("jsonschema").Draft202012Validator(Holder.model_json_schema())
     for good in ("bit_flip", "my.models:Own", {"kind": "stuck_value", "values": [1.0]}, {"kind": "my:Own", "x": 1}):
-        validate({"model": good}, schema)
+        assert validator.is_valid({"model": good})
     for bad in ("stuck_value", "flip", {"kind": "bit_flip", "count": 17}, {"kind": "bit_flip", "value": 1}, {}, 3):
-        with pytest.raises(Exception, match="is not valid under any"):
-            validate({"model": bad}, schema)
+        assert not validator.is_valid({"model": bad})
 
 
 def test_parts_that_cannot_be_imported_are_listed_without_settings(monkeypatch):

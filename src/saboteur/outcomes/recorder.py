@@ -87,6 +87,8 @@ class Recorder:
                 f"outputs: {outputs.dtype} of shape {list(outputs.shape)} for {len(trials)} pairs; the golden run "
                 f"gives {golden.outputs.dtype} of shape {list(golden.outputs.shape[1:])} each"
             )
+        if not len(trials):
+            return
         self._account(trials, inputs)
         before = golden.outputs[inputs]
         flat = (len(trials), -1)
@@ -315,6 +317,8 @@ def _rows(pairs: pa.Table, trials: pa.Table) -> NDArray[np.int64]:
 
 
 def _judged(criterion: InferenceCriterion, golden: Golden, inputs: NDArray[np.int64], outputs: NDArray) -> NDArray:
+    if not len(inputs):
+        return np.zeros(0, np.bool_)
     sdc = np.asarray(criterion.sdc(golden, inputs, outputs))
     if sdc.dtype != np.bool_ or sdc.shape != inputs.shape:
         raise TargetError(
