@@ -113,8 +113,13 @@ def test_weight_stationary_adds_partial_sums_and_wraps(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ARRAYS)
 def test_every_register_holds_what_the_reference_model_says(tmp_path: Path, kind: type[SystolicArray]) -> None:
     array = kind(3, 2)
-    a, b = operands(array, tiles=2, free=4, seed=3)
-    stimulus = array.stimulus(a, b)
+    generator = np.random.default_rng(3)
+    # Any controls in any cycle, not only those of a product.
+    stimulus = {
+        port: generator.integers(0, 2**64 if width >= 64 else 2**width, (300, -(-width // 64)), dtype=np.uint64)
+        for port, width in widths(array).items()
+    }
+    stimulus["rst"] = (np.arange(300) % 100 == 0).astype(np.uint64)[:, None]
     probes = register_probes(array)
     found = simulate(tmp_path, array, stimulus, probes=probes)
     expected = array.trace(stimulus)

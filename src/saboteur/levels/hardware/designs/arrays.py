@@ -178,9 +178,11 @@ class OutputStationary(SystolicArray):
         north[start + depth[:, None] + column, column] = b
         valid[start + row[:, None] + depth, row[:, None]] = 1
         clear[start[..., 0] + row, row] = 1
-        # Row i is drained i + 1 times: it passes on rows i, i - 1, ..., 0.
-        rows, times = np.tril_indices(self.rows)
-        drain[start[..., 0] + shape.k + self.rows - 1 + times, rows] = 1
+        # Row i takes the i rows above it. The last row says once more that a result is at the south: row 0's.
+        first_drain = start[..., 0] + shape.k + self.rows - 1
+        rows, times = np.tril_indices(self.rows, -1)
+        drain[first_drain + times, rows] = 1
+        drain[first_drain + self.rows - 1, self.rows - 1] = 1
         return {
             "rst": pack((np.arange(cycles) < RESET_CYCLES)[:, None], 1),
             "valid": pack(valid, 1),
