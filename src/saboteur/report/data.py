@@ -31,7 +31,7 @@ from saboteur.campaign.results import (
     severity,
 )
 from saboteur.outcomes.criteria import AccuracyDrop, Criterion, FaultCriterion
-from saboteur.report.wording import percent, whole
+from saboteur.report.wording import given, percent, whole
 from saboteur.statistics import Estimate
 
 SCHEMA_VERSION = 1
@@ -442,16 +442,15 @@ def _verdict(results: Results, strata: Counts, progress: Progress) -> Verdict:
         )
     judged = results.verdict(strata)
     assert judged is not None
-    allowed = f"the requirement allows at most {percent(requirement.at_most)}"
-    measured = f"measured {percent(estimate.best)} of {unit}, interval {interval} at {sure}"
+    allowed = f"the requirement allows at most {given(requirement.at_most)}"
+    headline = (
+        f"{percent(estimate.best)} of {unit} end in silent data corruption (interval {interval} at {sure}); {allowed}."
+    )
     if judged[0] == "met":
-        headline = f"Requirement met: {measured}; {allowed}."
         note = "The whole interval lies at or below the limit."
     elif judged[0] == "not met":
-        headline = f"Requirement not met: {measured}; {allowed}."
         note = "The whole interval lies above the limit."
     else:
-        headline = f"Open: {measured}; {allowed}."
         note = "The limit lies inside the interval, so the faults injected so far decide neither way. "
         note += _what_would_decide(estimate, requirement.at_most)
     return Verdict(judged[0], headline, (note, *meaning), question.name, estimate, requirement.at_most)
@@ -485,7 +484,7 @@ def _judgement(results: Results, question: Criterion) -> tuple[str, ...]:
             "A fault counts as SDC when it costs any accuracy at all.",
         )
     requirement = results.campaign.requirement
-    of = f" for all but {percent(requirement.at_most)} of the faults" if requirement else ""
+    of = f" for all but {given(requirement.at_most)} of the faults" if requirement else ""
     return (
         f"Without faults, {percent(golden)} of the answers are right (the golden accuracy). A fault counts as SDC "
         f"when accuracy falls by more than {_short(question.tolerance)} points, that is below {percent(tolerated)}.",
@@ -497,7 +496,8 @@ def _judgement(results: Results, question: Criterion) -> tuple[str, ...]:
 def _meaning(criterion: Criterion) -> str:
     """The first paragraph of its documentation."""
     text = getdoc(type(criterion)) or criterion.name
-    return " ".join(text.split("\n\n")[0].split()).replace("``", "")
+    settings = _settings(criterion, {"kind"})
+    return " ".join(text.split("\n\n")[0].split()).replace("``", "") + (f" Here: {settings}." if settings else "")
 
 
 def _outcomes(results: Results, counted: CountCollector, criterion: Criterion) -> Outcomes:
@@ -640,8 +640,9 @@ def _what_was_done(results: Results, progress: Progress) -> tuple[tuple[str, str
         if progress.population is None
         else f"a population of {whole(progress.population)} faults"
     )
-    done = f"{whole(progress.valid)} valid trials of {whole(progress.decided)} decided on so far, from {of}"
-    done += f"; {whole(progress.invalid)} invalid"
+    plan = "planned" if progress.complete else "that the plan asks for so far"
+    done = f"{whole(progress.valid + progress.invalid)} of {whole(progress.decided)} trials {plan}, from {of}; "
+    done += f"{whole(progress.valid)} valid, {whole(progress.invalid)} invalid"
     return (
         ("Target", campaign.target.kind + (f" ({target})" if target else "")),
         ("Golden run", workload),

@@ -305,7 +305,7 @@ def _layer_bit(data: ReportData) -> Figure | None:
     bar = figure.colorbar(scale, ax=axes, fraction=0.02, pad=0.01, aspect=14, shrink=min(1.0, 4 / len(layers)))
     bar.outline.set_visible(False)  # type: ignore[operator]
     bar.ax.tick_params(length=0)
-    bar.set_ticks([0, top / 16, top / 4, top * 9 / 16, top])
+    bar.set_ticks([0, 0.1 * top, 0.25 * top, 0.5 * top, top])
     bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:.3g} %"))
     return figure
 

@@ -155,8 +155,8 @@ FORMULAS = (
         "faults",
         "Rates of faults",
         "Σ N_h/N · k_h/n_h over strata h. Interval: weighted sum of Poisson counts, each fault seen with its own "
-        "weight N_h/(N·n_h), with finite-population factors; the upper limit allows for one unseen event of the largest "
-        "weight. A stratum without a trial widens it by its whole share.",
+        "weight N_h/(N·n_h), with finite-population factors; the upper limit allows for one unseen event of the "
+        "largest weight. A stratum without a trial widens it by its whole share.",
         "Fay and Feuer, Statistics in Medicine 1997; Cochran, Sampling Techniques 1977",
     ),
     Formula(
@@ -189,8 +189,8 @@ FORMULAS = (
         "accuracy",
         "Accuracy under fault",
         "Right answers by inferences, a rate of inferences like any other; an inference without an answer is not "
-        "right. The loss that is held against a tolerance looks only at the inputs that got an answer, because the others "
-        "are DUE.",
+        "right. The loss that is held against a tolerance looks only at the inputs that got an answer, because the "
+        "others are DUE.",
         "this report",
     ),
     Formula(

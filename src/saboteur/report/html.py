@@ -87,6 +87,7 @@ def _template() -> Template:
         "rate": _rate,
         "interval": _interval,
         "aligned": _aligned,
+        "basis": _basis,
         "dict": dict,
     }
     environment.globals["unknown"] = UNKNOWN
@@ -112,3 +113,16 @@ def _rate(estimate: Estimate | None) -> Markup:
 def _interval(estimate: Estimate) -> str:
     """Low and high in a line of text."""
     return f"{percent(estimate.low)} – {percent(estimate.high)}"
+
+
+def _basis(estimate: Estimate) -> str:
+    """What a rate rests on, in a line of text."""
+    parts = [f"k = {whole(estimate.k)} of n = {whole(estimate.n)} {estimate.unit}"]
+    if estimate.population is not None:
+        parts.append(f"population N = {whole(estimate.population)}")
+    if estimate.clusters is not None:
+        parts.append(f"{whole(estimate.clusters)} faults")
+    if estimate.effective_n is not None:
+        parts.append(f"effective n = {whole(estimate.effective_n)}")
+    parts += [f"interval: {estimate.method}, {100 * estimate.confidence:g} % confidence", estimate.stopping_rule]
+    return "; ".join(parts) + "."

@@ -21,3 +21,8 @@ def percent(share: float) -> str:
 def whole(number: float) -> str:
     """A whole number with thin spaces between thousands."""
     return f"{number:,.0f}".replace(",", "\u202f")
+
+
+def given(share: float) -> str:
+    """A share that a person chose, as a percentage as short as it was given."""
+    return f"{100 * share:.10g} %"
