@@ -149,8 +149,8 @@ def test_noise_on_what_is_not_a_number_warns_of_nothing():
 @pytest.mark.parametrize(
     ("model", "bits", "message"),
     [
-        (BitFlip(bits=(3, 16)), 16, r"bit 16 is outside a format of 16 bits, whose bits are 0 \.\. 15"),
-        (StuckAt(bits=(8,)), 8, r"bit 8 is outside a format of 8 bits, whose bits are 0 \.\. 7"),
+        (BitFlip(bits=(3, 16)), 16, r"bit 16 is outside a 16-bit format, whose bits are 0 \.\. 15"),
+        (StuckAt(bits=(8,)), 8, r"bit 8 is outside a 8-bit format, whose bits are 0 \.\. 7"),
         (BitFlip(count=9), 8, "count: 9 bits do not fit a word of 8 bits"),
         (BitFlip(count=9, adjacent=True), 8, "9 adjacent bits"),
         (BitFlip(count=3, bits=(1, 2)), 8, r"at bits=\(1, 2\)"),

@@ -133,27 +133,32 @@ def _regions(space: FaultSpace, table: pa.Table) -> NDArray[np.int32]:
     codes = np.stack([column.indices.to_numpy() for column in columns], axis=1)
     distinct, first_row, which = np.unique(codes, axis=0, return_index=True, return_inverse=True)
     texts = [column.dictionary.to_pylist() for column in columns]
+    at_site: dict[str, list[int]] = {}
+    for i, region in enumerate(space.regions):
+        at_site.setdefault(region.site, []).append(i)
     found = [
-        _region(space, {name: text[code] for name, text, code in zip(given, texts, entry, strict=True)}, row + 1)
+        _region(
+            space, at_site, {name: text[code] for name, text, code in zip(given, texts, entry, strict=True)}, row + 1
+        )
         for entry, row in zip(distinct.tolist(), first_row.tolist(), strict=True)
     ]
     return np.array(found, np.int32)[which.reshape(-1)]
 
 
-def _region(space: FaultSpace, wanted: dict[str, str], row: int) -> int:
-    at_site = [i for i, region in enumerate(space.regions) if region.site == wanted["site"]]
-    if not at_site:
+def _region(space: FaultSpace, at_site: dict[str, list[int]], wanted: dict[str, str], row: int) -> int:
+    there = at_site.get(wanted["site"], [])
+    if not there:
         nearest = near(wanted["site"], space.sites)
         raise FaultError(f"fault list: row {row}: site {wanted['site']!r} is not in the fault space{nearest}")
-    found = at_site
+    found = there
     if "model" in wanted:
-        found = [i for i in at_site if space.regions[i].model.name == wanted["model"]]
-        found = found or [i for i in at_site if space.regions[i].model.kind == wanted["model"]]
+        found = [i for i in there if space.regions[i].model.name == wanted["model"]]
+        found = found or [i for i in there if space.regions[i].model.kind == wanted["model"]]
     if "duration" in wanted:
         found = [i for i in found if space.regions[i].duration == wanted["duration"]]
     if len(found) == 1:
         return found[0]
-    choices = ", ".join(f"{space.regions[i].duration} {space.regions[i].model.name}" for i in at_site)
+    choices = ", ".join(f"{space.regions[i].duration} {space.regions[i].model.name}" for i in there)
     asked = " ".join(wanted[name] for name in ("duration", "model") if name in wanted)
     raise FaultError(
         f"fault list: row {row}: "

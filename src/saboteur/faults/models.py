@@ -80,7 +80,7 @@ class _BitModel(FaultModel):
             return np.arange(bits)
         if self.bits[-1] >= bits:
             raise FaultError(
-                f"bits: bit {self.bits[-1]} is outside a format of {bits} bits, whose bits are 0 .. {bits - 1}"
+                f"bits: bit {self.bits[-1]} is outside a {bits}-bit format, whose bits are 0 .. {bits - 1}"
             )
         return np.array(self.bits)
 

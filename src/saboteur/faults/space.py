@@ -87,7 +87,7 @@ class Region:
         return bits
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Faults:
     """Columns of single faults, grouped into trials; one trial can hold none, one or many.
 
@@ -175,7 +175,7 @@ class Faults:
         return draws.uniform(self.key[trial], inputs, lane=_ACTS_LANE) < activity
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Stratum:
     """A part of the space: blocks of regions, each with a range of variants; faults numbered from 0."""
 

@@ -15,7 +15,7 @@ from saboteur.errors import TargetError
 OutputKind = Literal["logits", "probabilities", "values"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Golden:
     """The fault-free outputs for every input of the workload.
 
