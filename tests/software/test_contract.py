@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import nn
 
@@ -27,7 +29,7 @@ class SoftwareContract(TargetContract):
     """Adds what the software level promises: no hook is left and no bit of the model changed."""
 
     inputs: torch.Tensor
-    settings: dict = {}
+    settings: ClassVar[dict] = {}
     changed = "0.weight"
 
     @staticmethod
@@ -123,11 +125,11 @@ class TestParametrized(SoftwareContract):
 
 
 class TestPrunedEmulated(TestPruned):
-    settings = {"weights_format": "int8", "activations_format": "int8"}
+    settings: ClassVar[dict] = {"weights_format": "int8", "activations_format": "int8"}
 
 
 class TestParametrizedEmulated(TestParametrized):
-    settings = {"weights_format": "16b_rb10"}
+    settings: ClassVar[dict] = {"weights_format": "16b_rb10"}
 
 
 class TestLstm(SoftwareContract):
@@ -160,7 +162,7 @@ class TestLstmCells(TestLstm):
 
 class TestTokens(SoftwareContract):
     inputs = torch.arange(9 * 6).reshape(9, 6) % 11
-    settings = {"output": "logits"}
+    settings: ClassVar[dict] = {"output": "logits"}
     model = staticmethod(lambda: models.filled(models.Tokens()))
 
     def specs(self) -> list[FaultSpec]:
@@ -212,7 +214,7 @@ class TestDynamicallyQuantized(SoftwareContract):
 
 class TestEmulatedInt8(SoftwareContract):
     inputs = models.numbers(9, 2, 4, 4)
-    settings = {"weights_format": "int8", "activations_format": "int8"}
+    settings: ClassVar[dict] = {"weights_format": "int8", "activations_format": "int8"}
     model = staticmethod(lambda: models.filled(models.ConvNet()))
 
     def specs(self) -> list[FaultSpec]:
@@ -220,8 +222,8 @@ class TestEmulatedInt8(SoftwareContract):
 
 
 class TestEmulatedFixedPoint(TestEmulatedInt8):
-    settings = {"weights_format": "32b_rb26", "activations_format": "16b_rb10"}
+    settings: ClassVar[dict] = {"weights_format": "32b_rb26", "activations_format": "16b_rb10"}
 
 
 class TestEmulatedFloat8(TestEmulatedInt8):
-    settings = {"weights_format": "float8_e4m3", "activations_format": "bfloat16"}
+    settings: ClassVar[dict] = {"weights_format": "float8_e4m3", "activations_format": "bfloat16"}

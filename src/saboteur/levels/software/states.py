@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from saboteur.levels.software.corruption import Hits, corrupted
 from saboteur.levels.software.emulation import tensor_of, words_of
