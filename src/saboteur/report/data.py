@@ -248,6 +248,7 @@ class ReportData:
     Attributes:
         schema: version of these keys.
         what_was_done: (label, text) pairs, the method section.
+        severity_of: what severity is a share of.
         campaign_file: the campaign as YAML.
         environment, versions, hashes: (name, value) pairs.
         methods: which of the glossary's formulas apply.
@@ -265,6 +266,7 @@ class ReportData:
     by_layer_bit: Groups
     by_component: Groups
     convergence: tuple[ConvergencePoint, ...]
+    severity_of: str
     severity: tuple[SeverityClass, ...]
     accuracy: Accuracy | None
     critical: tuple[CriticalTrial, ...]
@@ -310,6 +312,7 @@ def data(results: Results) -> ReportData:
         by_layer_bit=groups["layer_bit"],
         by_component=groups["component"],
         convergence=tuple(ConvergencePoint(trials, estimate) for trials, estimate in curve.curve()),
+        severity_of="right answers lost" if isinstance(question, FaultCriterion) else "inputs hit",
         severity=spread.severity(),
         accuracy=spread.accuracy(),
         critical=_critical(results, critical.trials),
@@ -371,10 +374,10 @@ class _SpreadCollector:
         edges = SEVERITY_EDGES
         classes: list[tuple[str, float | None, float]] = [
             ("none", None, 0.0),
-            (f"up to {_short(edges[1])} %", 0.0, edges[1]),
+            (f"up to {given(edges[1])}", 0.0, edges[1]),
         ]
-        classes += [(f"{_short(above)}–{_short(up_to)} %", above, up_to) for above, up_to in pairwise(edges[1:])]
-        classes += [(f"over {_short(edges[-1])} %, not all", edges[-1], 1.0), ("all", 1.0, 1.0)]
+        classes += [(f"{_short(above)}–{given(up_to)}", above, up_to) for above, up_to in pairwise(edges[1:])]
+        classes += [(f"over {given(edges[-1])}, not all", edges[-1], 1.0), ("all", 1.0, 1.0)]
         return tuple(
             SeverityClass(label, above, up_to, self._results.estimate_of_strata(self._classes[:, i], self._n))
             for i, (label, above, up_to) in enumerate(classes)
@@ -428,7 +431,7 @@ def _verdict(results: Results, strata: Counts, progress: Progress) -> Verdict:
         return Verdict("no data", "No valid trial yet: nothing can be said.", meaning, question.name, None, limit)
     unit = requirement.unit if requirement else "faults"
     estimate = results.estimate(question, "sdc", unit, strata)
-    sure = f"{100 * estimate.confidence:g} % confidence"
+    sure = f"{given(estimate.confidence)} confidence"
     interval = f"{percent(estimate.low)} to {percent(estimate.high)}"
     if requirement is None:
         headline = f"{percent(estimate.best)} of {unit} end in silent data corruption ({interval} at {sure})."

@@ -26,6 +26,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from saboteur.errors import SaboteurError
 from saboteur.report.data import Group, ReportData
+from saboteur.report.wording import given
 from saboteur.statistics import Estimate
 
 INK, MUTED, RULE, PAPER = "#1c2024", "#5d6670", "#dde1e6", "#fdfdfe"
@@ -147,14 +148,9 @@ def _axes(width: float, height: float) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _percent_axis(axis: matplotlib.axis.Axis, top: float) -> None:
-    decimals = max(0, min(6, 1 - math.floor(math.log10(100 * top)))) if top > 0 else 0
-
-    def text(share: float, _: object) -> str:
-        return f"{100 * share:.{decimals}f}".rstrip("0").rstrip(".") + " %" if decimals else f"{100 * share:.0f} %"
-
+def _percent_axis(axis: matplotlib.axis.Axis) -> None:
     axis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
-    axis.set_major_formatter(FuncFormatter(text))
+    axis.set_major_formatter(FuncFormatter(lambda share, _: given(round(share, 12))))
 
 
 def _top(estimates: Sequence[Estimate], also: float = 0.0) -> float:
@@ -165,7 +161,7 @@ def _top(estimates: Sequence[Estimate], also: float = 0.0) -> float:
 def _intervals(axes: Axes, at: Sequence[float], estimates: Sequence[Estimate], upright: bool, colour: str) -> None:
     low, best, high = (np.array([getattr(e, name) for e in estimates]) for name in ("low", "best", "high"))
     (axes.vlines if upright else axes.hlines)(at, low, high, color=colour, linewidth=2.4, alpha=0.45)
-    axes.plot(*((at, best) if upright else (best, at)), "o", color=colour, markersize=3.6, zorder=3)
+    axes.plot(*((at, best) if upright else (best, at)), "o", color=colour, markersize=3.6, zorder=3, clip_on=False)
 
 
 def _bit_name(bit: int | None) -> str:
@@ -196,7 +192,7 @@ def _verdict(data: ReportData) -> Figure | None:
             color=VERMILION,
         )
     axes.set(xlim=(0, top), ylim=(-1, 1), yticks=[])
-    _percent_axis(axes.xaxis, top)
+    _percent_axis(axes.xaxis)
     axes.set_xlabel(f"SDC rate of {estimate.unit} under {data.verdict.criterion}")
     return figure
 
@@ -217,7 +213,7 @@ def _rows(data_groups: tuple[Group, ...], title: str) -> Figure | None:
     _intervals(axes, at.tolist(), estimates, upright=False, colour=BLUE)
     axes.set(ylim=(len(shown) - 0.5, -0.5), xlim=(0, _top(estimates)))
     axes.set_yticks(at, [_shortened(group.name) for group in shown], color=INK)
-    _percent_axis(axes.xaxis, _top(estimates))
+    _percent_axis(axes.xaxis)
     axes.set_xlabel(title)
     return figure
 
@@ -250,7 +246,7 @@ def _by_bit(data: ReportData) -> Figure | None:
         if group.sdc is None:
             axes.add_patch(Rectangle((i - 0.5, 0), 1, top, facecolor=ABSENT, hatch="////", edgecolor="none"))
     axes.set_xticks(range(len(groups)), [_bit_name(group.bit) for group in groups])
-    _percent_axis(axes.yaxis, top)
+    _percent_axis(axes.yaxis)
     axes.set_xlabel("bit (0 is the least significant)")
     axes.set_ylabel("SDC rate of faults")
     return figure
@@ -306,7 +302,7 @@ def _layer_bit(data: ReportData) -> Figure | None:
     bar.outline.set_visible(False)  # type: ignore[operator]
     bar.ax.tick_params(length=0)
     bar.set_ticks([0, 0.1 * top, 0.25 * top, 0.5 * top, top])
-    bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:.3g} %"))
+    bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda share, _: given(float(f"{share:.3g}"))))
     return figure
 
 
@@ -333,7 +329,7 @@ def _convergence(data: ReportData) -> Figure | None:
     ticks = [n for n in _round_numbers(trials[0], trials[-1]) if trials[0] <= n <= trials[-1]]
     axes.set_xticks(ticks, [f"{n:,}".replace(",", "\u202f") for n in ticks])
     axes.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
-    _percent_axis(axes.yaxis, top)
+    _percent_axis(axes.yaxis)
     axes.set_xlabel("valid trials, evenly from all strata")
     axes.set_ylabel("SDC rate of faults")
     return figure
@@ -359,8 +355,9 @@ def _severity(data: ReportData) -> Figure | None:
     axes.hlines(at, [e.low for e in estimates], [e.high for e in estimates], color=INK, linewidth=0.9)
     axes.set_yticks(at, [kind.label for kind in data.severity], color=INK)
     axes.set(ylim=(len(at) - 0.5, -0.5), xlim=(0, _top(estimates)))
-    _percent_axis(axes.xaxis, _top(estimates))
+    _percent_axis(axes.xaxis)
     axes.set_xlabel("share of faults")
+    axes.set_ylabel(data.severity_of)
     return figure
 
 
@@ -377,7 +374,7 @@ def _tolerance(data: ReportData) -> Figure | None:
     axes.plot(at, [e.best for e in estimates], color=BLUE, linewidth=0.8, alpha=0.6)
     axes.set_xticks(at, [f"{100 * step.tolerance:g}" for step in steps])
     axes.set(ylim=(0, _top(estimates)), xlim=(-0.4, len(steps) - 0.6))
-    _percent_axis(axes.yaxis, _top(estimates))
+    _percent_axis(axes.yaxis)
     axes.set_xlabel("points of accuracy that may be lost")
     axes.set_ylabel("faults that cost more")
     return figure

@@ -13,7 +13,7 @@ from saboteur.errors import SaboteurError
 from saboteur.report import figures
 from saboteur.report.data import ReportData, Status
 from saboteur.report.glossary import FORMULAS, TERMS
-from saboteur.report.wording import UNKNOWN, percent, whole
+from saboteur.report.wording import SIGN, UNKNOWN, given, percent, whole
 from saboteur.statistics import Estimate
 
 OPEN_ROWS = 40
@@ -83,6 +83,7 @@ def _template() -> Template:
     )
     environment.filters |= {
         "percent": percent,
+        "given": given,
         "whole": whole,
         "rate": _rate,
         "interval": _interval,
@@ -98,9 +99,9 @@ def _aligned(share: float | None) -> Markup:
     """A percentage in two halves that meet at the decimal point, so that columns align on it."""
     if share is None or share != share:
         return Markup(f'<td class="whole">{UNKNOWN}</td><td class="part"></td>')
-    whole_part, _, decimals = percent(share).removesuffix(" %").partition(".")
+    whole_part, _, decimals = percent(share).removesuffix(SIGN).partition(".")
     point = f".{decimals}" if decimals else ""
-    return Markup(f'<td class="whole">{escape(whole_part)}</td><td class="part">{escape(point)}\u202f%</td>')
+    return Markup(f'<td class="whole">{escape(whole_part)}</td><td class="part">{escape(point)}{SIGN}</td>')
 
 
 def _rate(estimate: Estimate | None) -> Markup:
@@ -124,5 +125,5 @@ def _basis(estimate: Estimate) -> str:
         parts.append(f"{whole(estimate.clusters)} faults")
     if estimate.effective_n is not None:
         parts.append(f"effective n = {whole(estimate.effective_n)}")
-    parts += [f"interval: {estimate.method}, {100 * estimate.confidence:g} % confidence", estimate.stopping_rule]
+    parts += [f"interval: {estimate.method}, {100 * estimate.confidence:g}{SIGN} confidence", estimate.stopping_rule]
     return "; ".join(parts) + "."

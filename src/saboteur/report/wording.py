@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 
 UNKNOWN = "–"
+SIGN = "\u202f%"
+"""Set off by a narrow space that no line breaks at."""
 
 
 def percent(share: float) -> str:
@@ -13,9 +15,9 @@ def percent(share: float) -> str:
         return "unknown"
     value = 100 * share
     if value == 0 or value == 100:
-        return f"{value:.0f} %"
+        return f"{value:.0f}{SIGN}"
     decimals = min(max(2 - math.floor(math.log10(abs(value))), 2), 8)
-    return f"{value:.{decimals}f} %"
+    return f"{value:.{decimals}f}{SIGN}"
 
 
 def whole(number: float) -> str:
@@ -25,4 +27,4 @@ def whole(number: float) -> str:
 
 def given(share: float) -> str:
     """A share that a person chose, as a percentage as short as it was given."""
-    return f"{100 * share:.10g} %"
+    return f"{100 * share:.10g}{SIGN}"
