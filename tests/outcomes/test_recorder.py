@@ -66,6 +66,15 @@ def test_every_heading_by_hand():
     assert outcome(table, AccuracyDrop(tolerance=0.5), GOLDEN).tolist() == ["due", "masked", "due", "invalid"]
 
 
+def test_accuracy_is_judged_over_the_answers_that_came():
+    recorder = Recorder(GOLDEN, [AccuracyDrop()], 1)
+    recorder.outputs(at(0, 0), at(0, 1), np.array([[0, 1, 0], [0, 2, 1]], np.float32))
+    recorder.abnormal(at(0), at(2), "hang")
+    table = recorder.table()
+    assert outcome(table, AccuracyDrop(tolerance=0.4), GOLDEN).tolist() == ["sdc"], "one of two, not one of three"
+    assert outcome(table, AccuracyDrop(tolerance=0.5), GOLDEN).tolist() == ["due"]
+
+
 def test_what_is_not_finite_is_never_sdc():
     recorder = Recorder(GOLDEN, EVERYTHING, 2, keep_outputs=True)
     wild = np.tile(np.array([[np.inf, 1, 0], [0, np.nan, 9], [-np.inf, 0, 5]], np.float32), (2, 1))
