@@ -1,0 +1,33 @@
+"""A target whose names try to get out of the page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from saboteur.campaign.target import Resources, Target
+from saboteur.faults import Faults, FaultSpace
+from saboteur.outcomes import Recorder
+
+from tests.campaign.toy import Toy, ToyFault, ToyTarget
+
+LAYERS = {"a": "<script>alert(1)</script>", "b": '"><img src=\'http://x.invalid/y\'>&$x^2$ id="z"'}
+
+
+class HostileTarget(ToyTarget):
+    kind: str = "tests.report.hostile:HostileTarget"
+
+    def open(self, resources: Resources) -> Target:
+        return Hostile(self)
+
+
+class Hostile(Toy):
+    def space(self, specs: Sequence[ToyFault]) -> FaultSpace:
+        space = super().space(specs)
+        self.plain = space
+        return FaultSpace(tuple(replace(r, site=LAYERS[r.layer] + ".w", layer=LAYERS[r.layer]) for r in space.regions))
+
+    def inject(self, space: FaultSpace, faults: Faults, recorder: Recorder) -> None:
+        super().inject(self.plain, faults, recorder)
+        for trial in range(0, faults.trials, 7):
+            recorder.invalid(trial, "</td><script>boom()</script>")
