@@ -31,7 +31,8 @@ from saboteur.statistics import Estimate
 
 INK, MUTED, RULE, PAPER = "#1c2024", "#5d6670", "#dde1e6", "#fdfdfe"
 BLUE, VERMILION, SKY, ABSENT = "#0072b2", "#d55e00", "#56b4e9", "#eceef1"
-HEAT = LinearSegmentedColormap.from_list("heat", ["#eaf3fa", "#9ecae6", "#3d8fc4", "#0a5a94", "#06304f"])
+HEAT = LinearSegmentedColormap.from_list("heat", ["#eaf3fa", "#9ecae6", "#3d8fc4", "#0a5a94", "#06304f"], N=48)
+"""So few shades that matplotlib draws the scale as vectors."""
 PAGE_WIDTH = 7.2
 """Inches: the text width of a two-column page."""
 MOST_ROWS = 80
@@ -121,19 +122,23 @@ def inline(figure: Figure, name: str, label: str) -> str:
     text = svg(figure, outlines=False).decode()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    text = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', text)
-    text = re.sub(r'xlink:href="#([^"]+)"', rf'href="#{name}-\1"', text)
-    text = re.sub(r"url\(#([^)]+)\)", rf"url(#{name}-\1)", text)
-    text = re.sub(r' xmlns(:xlink)?="[^"]*"', "", text)
     text = re.sub(r"<!--.*?-->", "", text, flags=re.DOTALL)
-    text = text.replace("'DejaVu Sans'", "var(--sans)")
-    for colour, variable in _VARIABLES.items():
-        text = text.replace(colour, f"var({variable})")
+    text = re.sub(r"<[^>]*>", lambda tag: _on_page(tag[0], name), text)
     size = re.search(r'<svg[^>]*?viewBox="([^"]+)"', text)
     width = float(size[1].split()[2]) if size else 0.0
     opening = f'<svg class="figure" role="img" aria-label="{label}" style="max-width:{width * 1.45:.0f}px"'
     opening += f' viewBox="{size[1] if size else ""}">'
     return opening + text[text.index(">") + 1 :].strip()
+
+
+def _on_page(tag: str, name: str) -> str:
+    tag = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', tag)
+    tag = re.sub(r'xlink:href="#([^"]+)"', rf'href="#{name}-\1"', tag)
+    tag = re.sub(r"url\(#([^)]+)\)", rf"url(#{name}-\1)", tag)
+    tag = re.sub(r' xmlns(:xlink)?="[^"]*"', "", tag).replace("'DejaVu Sans'", "var(--sans)")
+    for colour, variable in _VARIABLES.items():
+        tag = tag.replace(colour, f"var({variable})")
+    return tag
 
 
 # -- helpers ------------------------------------------------------------------------------------------------

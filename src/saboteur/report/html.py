@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -67,7 +68,8 @@ def write(data: ReportData, path: Path) -> None:
         temporary.write_bytes(text)
         temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise SaboteurError(f"report: cannot write {path}: {error.strerror or error}") from error
 
 

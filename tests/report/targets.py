@@ -1,4 +1,4 @@
-"""A target whose names try to get out of the page."""
+"""Targets that are hard to report on: names that try to get out of the page, outputs without labels."""
 
 from __future__ import annotations
 
@@ -7,15 +7,14 @@ from dataclasses import replace
 
 from saboteur.campaign.target import Resources, Target
 from saboteur.faults import Faults, FaultSpace
-from saboteur.outcomes import Recorder
-
+from saboteur.outcomes import Golden, Recorder
 from tests.campaign.toy import Toy, ToyFault, ToyTarget
 
 LAYERS = {"a": "<script>alert(1)</script>", "b": '"><img src=\'http://x.invalid/y\'>&$x^2$ id="z"'}
 
 
 class HostileTarget(ToyTarget):
-    kind: str = "tests.report.hostile:HostileTarget"
+    kind: str = "tests.report.targets:HostileTarget"
 
     def open(self, resources: Resources) -> Target:
         return Hostile(self)
@@ -31,3 +30,15 @@ class Hostile(Toy):
         super().inject(self.plain, faults, recorder)
         for trial in range(0, faults.trials, 7):
             recorder.invalid(trial, "</td><script>boom()</script>")
+
+
+class UnlabelledTarget(ToyTarget):
+    kind: str = "tests.report.targets:UnlabelledTarget"
+
+    def open(self, resources: Resources) -> Target:
+        return Unlabelled(self)
+
+
+class Unlabelled(Toy):
+    def golden(self) -> Golden:
+        return Golden(self.run(), None, "values")
