@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from saboteur.faults.space import Faults, FaultSpace
 from saboteur.levels.software.corruption import Hits, corrupted
 from saboteur.levels.software.memory import Memory
-from saboteur.levels.software.runner import Edit, HarnessError, ModelError, Runner
+from saboteur.levels.software.runner import Batch, Edit, HarnessError, ModelError, Runner
 from saboteur.levels.software.site import Site
 from saboteur.outcomes.recorder import Recorder
 
@@ -58,30 +58,29 @@ def _run(
     inputs: NDArray[np.int64],
     recorder: Recorder,
 ) -> None:
-    def trials(pairs: NDArray) -> NDArray[np.int64]:
-        return np.full(len(pairs), trial)
-
     if not len(hits):
-        recorder.identical(trials(inputs), inputs)
+        recorder.identical(np.full(len(inputs), trial), inputs)
         return
     with present(sites, hits) as edits:
-        for batch, chosen in runner.batches(inputs):
+        for batch in runner.batches(inputs):
             try:
-                recorder.outputs(trials(chosen), chosen, runner.run(batch, edits)[chosen - batch.start])
+                outputs = runner.run(batch, edits)
             except ModelError:
-                for one in chosen:
-                    _run_alone(runner, edits, trial, one, recorder)
+                _run_one_by_one(runner, edits, trial, batch, recorder)
+            else:
+                recorder.outputs(np.full(len(outputs), trial), batch.inputs, outputs)
 
 
-def _run_alone(runner: Runner, edits: list[Edit], trial: int, one: np.int64, recorder: Recorder) -> None:
-    """Find out whether this input, of a batch in which one crashed, crashes the model."""
-    pair = np.array([trial]), np.array([one])
-    try:
-        output = runner.run_alone(one, edits)
-    except ModelError:
-        recorder.abnormal(*pair, "crash")
-    else:
-        recorder.outputs(*pair, output[None])
+def _run_one_by_one(runner: Runner, edits: list[Edit], trial: int, batch: Batch, recorder: Recorder) -> None:
+    """Find out which inputs, of a batch in which one crashed, crash the model: fill a batch with each."""
+    for place, one in zip(batch.kept, batch.inputs, strict=True):
+        pair = np.array([trial]), np.array([one])
+        try:
+            output = runner.run(Batch(np.full(len(batch.rows), one), np.array([place])), edits)
+        except ModelError:
+            recorder.abnormal(*pair, "crash")
+        else:
+            recorder.outputs(*pair, output)
 
 
 @contextmanager

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from dataclasses import replace
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -86,7 +85,7 @@ def activations_in(runner: Runner, fmt: NumberFormat) -> dict[str, NumberFormat]
     for index, tensor in enumerate(runner.tensors):
         widen(input_place(index, len(runner.tensors)), tensor)
     with runner.prepared():
-        for batch, _ in runner.batches(np.arange(runner.inputs)):
+        for batch in runner.batches():
             with tapped(runner.model, visit, leaves(runner.model)):
                 runner.run(batch)
     if not isinstance(fmt, Affine):

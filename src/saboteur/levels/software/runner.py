@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -33,19 +34,41 @@ class HarnessError(Exception):
     """The run says nothing about the model: Saboteur's own part of it failed."""
 
 
+@dataclass(frozen=True)
+class Batch:
+    """Inputs that are computed together.
+
+    Attributes:
+        rows: [batch size] input numbers; some may be there only to fill the batch.
+        kept: [n] the places in ``rows`` whose outputs are wanted.
+    """
+
+    rows: NDArray[np.int64]
+    kept: NDArray[np.int64]
+
+    @property
+    def inputs(self) -> NDArray[np.int64]:
+        """[n] the inputs whose outputs are wanted."""
+        return self.rows[self.kept]
+
+
 class Runner:
     """A model, its inputs and how they are run.
 
-    A batch always holds the same inputs, fault or no fault, because the last bits of an output may depend on
-    the batch it is computed in; so a run without a fault gives the golden bits.
+    All batches have one size, and each input always has the same place in its batch, fault or no fault: the
+    last bits of an output may depend on both, and a run without a fault must give the golden bits. Where the
+    other inputs of a batch change an output (as where a scale is found for the whole batch, by dynamic
+    quantisation), batches hold one input: each inference is one of its own.
 
     Args:
-        model: in eval mode, on ``device``.
+        model: in eval mode, on the device of ``tensors``.
         tensors: the model's arguments, each [inputs, ...].
         output: which element of a tuple or mapping is the output.
-        batch_size: inputs in one pass.
+        batch_size: inputs in one pass, at most.
         threads: CPU threads.
-        rounding: the formats that outputs of modules are rounded to, by place.
+
+    Raises:
+        TargetError: when the model fails without a fault.
     """
 
     def __init__(
@@ -56,38 +79,76 @@ class Runner:
         output: int | str | None = None,
         batch_size: int | None = None,
         threads: int = 1,
-        rounding: Mapping[str, NumberFormat] | None = None,
     ):
         self.model = model
         self.tensors = tensors
         self.inputs = len(tensors[0])
-        self.batch_size = min(batch_size or DEFAULT_BATCH, self.inputs)
+        passes = -(-self.inputs // (batch_size or DEFAULT_BATCH))
+        self.batch_size = -(-self.inputs // passes)
         self.threads = threads
-        self.rounding = dict(rounding or {})
+        self.rounding: dict[str, NumberFormat] = {}
+        """Formats that outputs of modules and inputs are rounded to, by place."""
         self._output = output
         self._modules = named_modules(model)
+        self.inputs_interact = self._do_inputs_interact()
+        if self.inputs_interact:
+            self.batch_size = 1
 
-    def batches(self, inputs: NDArray[np.int64]) -> Iterator[tuple[range, NDArray[np.int64]]]:
-        """The batches that hold ``inputs``, each with those of them that lie in it."""
-        number = inputs // self.batch_size
-        for batch in np.unique(number):
-            start = int(batch) * self.batch_size
-            yield range(start, min(start + self.batch_size, self.inputs)), inputs[number == batch]
+    def batches(self, inputs: NDArray[np.int64] | None = None) -> Iterator[Batch]:
+        """Batches that together give the output of each of ``inputs`` (or of all) once."""
+        if inputs is None:
+            inputs = np.arange(self.inputs)
+        place = inputs % self.batch_size
+        order = np.argsort(place, kind="stable")
+        number = np.empty(len(inputs), np.int64)
+        number[order] = np.arange(len(inputs)) - np.searchsorted(place[order], place[order])
+        for batch in range(number.max(initial=-1) + 1):
+            chosen = np.flatnonzero(number == batch)
+            rows = np.arange(self.batch_size)
+            rows[place[chosen]] = inputs[chosen]
+            yield Batch(rows, place[chosen])
+
+    def batch_of(self, one: int) -> Batch:
+        """The batch that gives the output of one input."""
+        return next(self.batches(np.array([one])))
 
     def golden(self) -> NDArray:
         """The fault-free outputs of all inputs.
 
         Raises:
-            TargetError: when the model fails without a fault.
+            TargetError: when the model fails without a fault, or answers differently when asked again.
         """
-        with self.prepared():
-            try:
-                return np.concatenate([self.run(batch) for batch, _ in self.batches(np.arange(self.inputs))])
-            except ModelError as error:
-                raise TargetError(f"model: fails without any fault: {error}") from error.__cause__
+        with self.prepared(), _fault_free():
+            outputs = np.concatenate([self.run(batch) for batch in self.batches()])
+            again = self.run(next(self.batches()))
+        if again.tobytes() != outputs[: self.batch_size].tobytes():
+            raise TargetError(
+                "model: two fault-free runs on the same inputs differ; it draws random numbers (dropout by "
+                "F.dropout without training=self.training is a common cause) or keeps a state between calls"
+            )
+        return outputs
 
-    def run(self, batch: range, edits: list[Edit] = [], watch: Visit | None = None) -> NDArray:  # noqa: B006
-        """The outputs [inputs of the batch, ...] with the faults of ``edits`` in their signals.
+    def _do_inputs_interact(self) -> bool:
+        """Whether an output changes when the rest of its batch does."""
+        rows = np.arange(self.batch_size)
+        with self.prepared(), _fault_free():
+            together = self.run(Batch(rows, rows))
+            for place in {0, self.batch_size // 2, self.batch_size - 1}:
+                among_copies = self.run(Batch(np.full(self.batch_size, place), np.array([place])))
+                if among_copies.tobytes() != together[place : place + 1].tobytes():
+                    return True
+        return False
+
+    def depends_on_batch_size(self) -> bool:
+        """Whether the first inputs have other output bits in a batch of half the size."""
+        first = next(self.batches())
+        half = -(-self.batch_size // 2)
+        with self.prepared():
+            whole = self.run(first)[:half]
+            return whole.tobytes() != self.run(Batch(first.rows[:half], first.kept[:half])).tobytes()
+
+    def run(self, batch: Batch, edits: Sequence[Edit] = (), watch: Visit | None = None) -> NDArray:
+        """The outputs [kept, ...] with the faults of ``edits`` in the model's signals.
 
         Args:
             batch: the inputs.
@@ -98,19 +159,14 @@ class Runner:
             ModelError: when the model fails.
             HarnessError: when placing the faults fails.
         """
-        return self._forward(tuple(tensor[batch.start : batch.stop].clone() for tensor in self.tensors), edits, watch)
-
-    def run_alone(self, one: int, edits: list[Edit]) -> NDArray:
-        """The output [...] of one input, at its place in a batch that holds nothing else."""
-        start = int(one) - int(one) % self.batch_size
-        size = min(self.batch_size, self.inputs - start)
-        copies = tuple(tensor[int(one)].expand(size, *tensor.shape[1:]).clone() for tensor in self.tensors)
-        return self._forward(copies, edits, None)[int(one) - start]
+        rows = torch.from_numpy(batch.rows)
+        tensors = tuple(tensor[rows.to(tensor.device)] for tensor in self.tensors)
+        return self._forward(tensors, edits, watch)[batch.kept]
 
     def probe(self, size: int) -> None:
         """Run fault-free on ``size`` inputs, for what can be seen on the way."""
         index = torch.arange(size) % self.inputs
-        with self.prepared():
+        with self.prepared(), _fault_free():
             self._forward(tuple(tensor[index.to(tensor.device)] for tensor in self.tensors), [], None)
 
     @contextmanager
@@ -131,7 +187,7 @@ class Runner:
             torch.backends.mha.set_fastpath_enabled(fast_path)
             cudnn.deterministic, cudnn.benchmark = deterministic, benchmark
 
-    def _forward(self, tensors: tuple[Tensor, ...], edits: list[Edit], watch: Visit | None) -> NDArray:
+    def _forward(self, tensors: tuple[Tensor, ...], edits: Sequence[Edit], watch: Visit | None) -> NDArray:
         by_place: dict[str, list[Edit]] = defaultdict(list)
         for signal, hits in edits:
             by_place[signal.place].append((signal, hits))
@@ -208,6 +264,14 @@ class Runner:
         if output.dtype in (torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2):
             output = output.float()
         return output.cpu().numpy()
+
+
+@contextmanager
+def _fault_free() -> Iterator[None]:
+    try:
+        yield
+    except ModelError as error:
+        raise TargetError(f"model: fails without any fault: {error}") from error
 
 
 def input_place(position: int, count: int) -> str:

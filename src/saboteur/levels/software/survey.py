@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from saboteur.errors import TargetError
 from saboteur.faults.formats import NumberFormat
 from saboteur.levels.software.emulation import native_format
-from saboteur.levels.software.flow import Event, leaves, tapped
+from saboteur.levels.software.flow import MODEL, Event, leaves, tapped
 from saboteur.levels.software.memory import quantized_format
 from saboteur.levels.software.signals import Connection, Granularity, Output, has_connections
 from saboteur.levels.software.states import CELL, HIDDEN, State
@@ -115,7 +115,7 @@ class Survey:
             shape = record.shapes[0][:axis] + record.shapes[0][axis + 1 :]
             yield output_site(
                 name=place if is_function else f"{place}:output",
-                layer=place.rpartition("/")[0] if is_function else modules[record.module],
+                layer=(place.rpartition("/")[0] or MODEL) if is_function else modules[record.module],
                 module=record.module,
                 component="operator" if is_function else "activation",
                 place=place,
@@ -145,7 +145,7 @@ class Survey:
 
     def states(self, component: str) -> Iterator[State | Output]:
         """The hidden or cell states of recurrent layers and cells."""
-        for place, (record, axis) in self._places.items():
+        for place, (record, _) in self._places.items():
             module = record.module
             if "#" in place or (component == CELL and not isinstance(module, nn.LSTM | nn.LSTMCell)):
                 continue

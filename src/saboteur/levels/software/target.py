@@ -156,9 +156,11 @@ class SoftwareTarget(Target):
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
             "cpu_capability": torch.backends.cpu.get_cpu_capability(),
             "threads": str(self._resources.threads),
-            "batch_size": str(self._runner.batch_size),
         }
-        return Golden(self._runner.golden(), self._labels, self._outputs, environment)
+        outputs = self._runner.golden()
+        if self._runner.inputs_interact or self._runner.depends_on_batch_size():
+            environment["batch_size"] = str(self._runner.batch_size)
+        return Golden(outputs, self._labels, self._outputs, environment)
 
     def space(self, specs: Sequence[FaultSpec]) -> FaultSpace:
         """Every fault that ``specs`` describe; a site and model that several of them describe counts once."""

@@ -54,19 +54,19 @@ def trace(
 
 
 def _signals(runner: Runner, batch_axes: Mapping[str, int], one: int, edits: list[Edit]) -> dict[str, NDArray]:
-    batch, _ = next(runner.batches(np.array([one])))
+    batch = runner.batch_of(one)
     seen: dict[str, NDArray] = {}
 
     def watch(event: Event) -> None:
         tensor = event.tensor
         if event.place in batch_axes and tensor is not None:
             name = event.place + (f"[{event.call}]" if event.call else "")
-            row = tensor.select(batch_axes[event.place], one - batch.start)
+            row = tensor.select(batch_axes[event.place], int(batch.kept[0]))
             row = row.dequantize() if row.is_quantized else row
             seen[name] = row.to("cpu").double().numpy().copy()
 
     with contextlib.suppress(ModelError):
-        seen[OUTPUT] = runner.run(batch, edits, watch)[one - batch.start].astype(np.float64)
+        seen[OUTPUT] = runner.run(batch, edits, watch)[0].astype(np.float64)
     return seen
 
 

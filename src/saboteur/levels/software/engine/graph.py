@@ -83,6 +83,7 @@ class Graph:
             raise Untraceable("its output is not the result of one call")
         self.output = self._index[returned]
         self.varies = self._varying()
+        self.leads_to_output = self._leading()
 
     def _varying(self) -> list[bool]:
         """Whether each node depends on the model's input."""
@@ -90,6 +91,17 @@ class Graph:
         for node in self.nodes:
             varies.append(node.call.op == "placeholder" or any(varies[source] for source in node.inputs))
         return varies
+
+    def _leading(self) -> list[bool]:
+        """Whether the output depends on each node."""
+        leading = [node.index == self.output for node in self.nodes]
+        for node in reversed(self.nodes):
+            leading[node.index] |= any(leading[consumer] for consumer in node.consumers)
+        return leading
+
+    def number_of(self, call: fx.Node) -> int:
+        """The index of the node of a traced call."""
+        return self._index[call]
 
     def calls_of(self, module: nn.Module) -> list[Node]:
         """The calls of a module."""
@@ -150,7 +162,7 @@ class Graph:
         other = self.run([tensor[order.to(tensor.device)].clone() for tensor in tensors])
         for node in self.nodes:
             value = values[node.index]
-            if not (isinstance(value, Tensor) and self.varies[node.index]):
+            if not (isinstance(value, Tensor) and self.varies[node.index] and self.leads_to_output[node.index]):
                 continue
             if not _rows_agree(value, other[node.index], order):
                 raise Untraceable(f"{node.call.name}: the first axis of its result does not tell the inputs apart")

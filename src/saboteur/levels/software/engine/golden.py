@@ -1,0 +1,104 @@
+"""Fault-free results of every call for a chunk of the inputs, kept while trials start from them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from saboteur.levels.software.engine.graph import Graph, Untraceable, Values
+from saboteur.levels.software.runner import Runner
+
+
+class Chunk:
+    """The fault-free results for consecutive batches of the workload, in the bits of the plain engine.
+
+    Args:
+        graph: what is computed.
+        runner: gives the inputs and the batches they are run in.
+        inputs: which, from the start of a batch on.
+        expected: the golden outputs of ``inputs``.
+        skipped: nodes whose results are not kept.
+
+    Raises:
+        Untraceable: when the graph does not give the golden bits.
+    """
+
+    def __init__(self, graph: Graph, runner: Runner, inputs: range, expected: NDArray, skipped: Collection[int]):
+        self.graph = graph
+        self.inputs = inputs
+        self._rows: dict[int, Tensor] = {}
+        self._plane_norms: dict[int, Tensor] = {}
+        parts: list[Values] = []
+        for batch in runner.batches(np.arange(inputs.start, inputs.stop)):
+            rows, kept = torch.from_numpy(batch.rows), torch.from_numpy(batch.kept)
+            values = graph.run([tensor[rows.to(tensor.device)] for tensor in runner.tensors])
+            parts.append(
+                {
+                    index: value[kept.to(value.device)]
+                    for index, value in values.items()
+                    if index not in skipped and isinstance(value, Tensor) and graph.varies[index]
+                }
+            )
+            self.constants = {index: value for index, value in values.items() if not graph.varies[index]}
+        self.values: Values = {index: torch.cat([part[index] for part in parts]) for index in parts[0]}
+        outputs = self.values[graph.output].cpu().numpy()
+        if outputs.dtype != expected.dtype or not np.array_equal(outputs, expected):
+            raise Untraceable("its graph does not give the golden outputs bit for bit")
+
+    @property
+    def nbytes(self) -> int:
+        """How much memory the results take."""
+        return sum(value.nbytes for part in (self.values, self._rows) for value in part.values())
+
+    def rows(self, node: int) -> Tensor:
+        """The result of ``node``, channels last in memory, from which single inputs are picked."""
+        value = self.values[node]
+        if value.dim() != 4:
+            return value
+        if node not in self._rows:
+            self._rows[node] = value.contiguous(memory_format=torch.channels_last)
+        return self._rows[node]
+
+    def plane_norms(self, node: int) -> Tensor:
+        """The Euclidean norm of each channel of the result of ``node``: float64 [inputs, channels]."""
+        if node not in self._plane_norms:
+            value = self.values[node]
+            norms = torch.linalg.vector_norm(value.reshape(*value.shape[:2], -1), dim=2, dtype=torch.float64)
+            self._plane_norms[node] = norms
+        return self._plane_norms[node]
+
+
+def replay(graph: Graph, chunk: Chunk, rows: Tensor, changed: Values) -> Tensor:
+    """The output when some results are ``changed``, every call after them made as in the plain engine.
+
+    Args:
+        graph: what is computed.
+        chunk: the fault-free results.
+        rows: int64 [n], the inputs of one batch of the plain engine, counted from the chunk's first.
+        changed: results [n, ...] with faults.
+    """
+    values = dict(changed)
+
+    def value(index: int) -> Any:
+        if index not in values:
+            if not graph.varies[index]:
+                values[index] = chunk.constants[index]
+            elif index in chunk.values and index not in dirty:
+                values[index] = chunk.values[index][rows]
+            else:
+                node = graph.nodes[index]
+                for source in node.inputs:
+                    value(source)
+                values[index] = graph.call(node, values)
+        return values[index]
+
+    dirty = graph.after(list(changed))
+    for node in graph.nodes:
+        if node.index in dirty and graph.leads_to_output[node.index]:
+            value(node.index)
+    return value(graph.output)
