@@ -55,6 +55,14 @@ class InferenceCriterion(Criterion):
         """
         return np.zeros(golden.inputs)
 
+    def slack(self, golden: Golden, inputs: NDArray[np.int64], outputs: NDArray) -> NDArray[np.float64]:
+        """How far every value of each of the faulty ``outputs`` may certainly move without another verdict: [n].
+
+        An engine whose sums run in another order than the plain one's trusts its outputs where rounding stays
+        below this. 0 means: compute the output the plain way.
+        """
+        return np.zeros(len(inputs))
+
 
 class FaultCriterion(Criterion):
     """Judges a fault by its answers to the whole workload; detected and unrecoverable inferences gave none."""
@@ -94,6 +102,10 @@ class Sdc1(InferenceCriterion):
         """Half the margin between the golden top-1 and the runner-up."""
         return _half_margin(golden, 1)
 
+    def slack(self, golden: Golden, inputs: NDArray[np.int64], outputs: NDArray) -> NDArray[np.float64]:
+        """Half the margin between the faulty top-1 and its runner-up."""
+        return _half_lead(outputs)
+
 
 class TopK(InferenceCriterion):
     """The faulty top-k no longer holds the golden top-1."""
@@ -118,6 +130,13 @@ class TopK(InferenceCriterion):
         """Half the margin between the golden top-1 and the golden class k + 1."""
         return _half_margin(golden, self.k)
 
+    def slack(self, golden: Golden, inputs: NDArray[np.int64], outputs: NDArray) -> NDArray[np.float64]:
+        """Half the distance between the golden top-1's faulty score and the k-th best of the others."""
+        scores, rows = outputs.astype(np.float64), np.arange(len(inputs))
+        own = scores[rows, golden.top1[inputs]]
+        scores[rows, golden.top1[inputs]] = -np.inf
+        return _SHRINK * np.abs(own - np.partition(scores, -self.k, axis=1)[:, -self.k]) / 2
+
 
 class Sdc5(InferenceCriterion):
     """SDC-5: the faulty top-1 is not among the golden top-5 (Li et al., SC 2017); never with 5 classes or fewer."""
@@ -135,6 +154,10 @@ class Sdc5(InferenceCriterion):
     def radius(self, golden: Golden) -> NDArray[np.float64]:
         """Half the margin between the golden top-1 and the sixth class."""
         return _half_margin(golden, 5)
+
+    def slack(self, golden: Golden, inputs: NDArray[np.int64], outputs: NDArray) -> NDArray[np.float64]:
+        """Half the margin between the faulty top-1 and its runner-up."""
+        return _half_lead(outputs)
 
 
 class ConfidenceChange(InferenceCriterion):
@@ -158,6 +181,15 @@ class ConfidenceChange(InferenceCriterion):
         if golden.kind == "logits":
             return np.full(golden.inputs, _SHRINK * max(0.0, np.log1p(share) / 2 - 1e-12))
         return _SHRINK * share * golden.confidence
+
+    def slack(self, golden: Golden, inputs: NDArray[np.int64], outputs: NDArray) -> NDArray[np.float64]:
+        """The distance to either limit; for logits moved by at most d, confidence changes by at most exp(±2d)."""
+        limits = golden.confidence[inputs] * np.array([[1 - self.percent / 100], [1 + self.percent / 100]])
+        faulty = confidence(outputs, golden.kind)
+        if golden.kind != "logits":
+            return _SHRINK * np.abs(faulty - limits).min(axis=0)
+        distances = np.abs(np.log(faulty) - np.log(np.maximum(limits, np.finfo(np.float64).tiny)))
+        return _SHRINK * np.maximum(distances.min(axis=0) / 2 - 1e-12, 0.0)
 
 
 class Sdc10Percent(ConfidenceChange):
@@ -205,6 +237,15 @@ class NumericError(InferenceCriterion):
         largest = np.abs(golden.outputs.astype(np.float64)).reshape(golden.inputs, -1).max(axis=1)
         return _SHRINK * self.tolerance * largest
 
+    def slack(self, golden: Golden, inputs: NDArray[np.int64], outputs: NDArray) -> NDArray[np.float64]:
+        """The distance of the error from the tolerance."""
+        before = golden.outputs[inputs].reshape(len(inputs), -1).astype(np.float64)
+        with np.errstate(over="ignore"):
+            error = np.abs(outputs.reshape(len(inputs), -1) - before)
+            size = np.sqrt((error**2).mean(axis=1)) if self.metric == "rmse" else error.max(axis=1)
+        scale = np.abs(before).max(axis=1) if self.metric == "relative" else 1.0
+        return _SHRINK * np.abs(size - self.tolerance * scale)
+
 
 class AccuracyDrop(FaultCriterion):
     """The accuracy with the fault lies more than ``tolerance`` (0 to 1) below the golden accuracy."""
@@ -240,3 +281,8 @@ def _half_margin(golden: Golden, k: int) -> NDArray[np.float64]:
     if scores.shape[1] <= k:
         return np.full(golden.inputs, np.inf)
     return _SHRINK * (scores[:, 0] - scores[:, k]) / 2
+
+
+def _half_lead(scores: NDArray) -> NDArray[np.float64]:
+    best = np.partition(scores.astype(np.float64), -2, axis=1)[:, -2:]
+    return _SHRINK * (best[:, 1] - best[:, 0]) / 2

@@ -75,6 +75,19 @@ class Recorder:
         )
         """[inputs]: a pair whose output provably moves by less than this need not be computed."""
 
+    def slack(self, inputs: NDArray[np.int64], outputs: NDArray) -> NDArray[np.float64]:
+        """How far each of the finite faulty ``outputs`` [n, ...] may move without changing what is recorded: [n].
+
+        What is recorded is every verdict and whether the answer is right; 0 where the outputs themselves are kept.
+        """
+        if self._kept is not None:
+            return np.zeros(len(inputs))
+        judges = list(self._criteria.values())
+        if self._golden_correct is not None:
+            judges.append(Sdc1())
+        slacks = [judge.slack(self.golden, inputs, outputs) for judge in judges]
+        return np.min(slacks, axis=0) if slacks else np.zeros(len(inputs))
+
     def outputs(self, trials: NDArray[np.int64], inputs: NDArray[np.int64], outputs: NDArray) -> None:
         """Pairs [n] with their faulty ``outputs`` [n, ...].
 
