@@ -44,6 +44,10 @@ class Statistical(_Frozen):
     confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.99
     margin_for: Literal["total", "stratum"] = "total"
     prior: Annotated[float, Field(gt=0, lt=1)] | Literal["data_aware"] = 0.5
+    quantile: Annotated[float, Field(gt=0)] | None = Field(
+        default=None,
+        description="normal quantile to plan with, such as the 2.58 of published 99 % plans; exact if absent",
+    )
     refine: bool = False
     pilot: Annotated[int, Field(ge=2)] = Field(default=100, description="faults a stratum in the first round of refine")
 

@@ -59,13 +59,17 @@ class Plan:
             if sampling.refine:
                 n = np.minimum(sampling.pilot, limits)
             elif sampling.margin_for == "stratum":
-                n = statistics.stratum_wise(limits, sampling.margin, sampling.confidence, prior)
+                n = statistics.stratum_wise(
+                    limits, sampling.margin, sampling.confidence, prior, quantile=sampling.quantile
+                )
             else:
                 # A network-wise plan assumes one rate; what matters for its margin is the mixture of the priors.
                 mixture = float((prior * sizes).sum() / sizes.sum())
                 population = limits if not campaign.multiple else np.maximum(sizes * (2**62 // sizes.sum()), 1)
-                n = statistics.network_wise(population, sampling.margin, sampling.confidence, mixture)
-                n = np.maximum(n, 1)
+                n = statistics.network_wise(
+                    population, sampling.margin, sampling.confidence, mixture, quantile=sampling.quantile
+                )
+                n = np.maximum(n, 1)  # a stratum without a trial would leave its share of the population unknown
         elif isinstance(sampling, Fixed):
             if sampling.n_for == "stratum":
                 n = np.minimum(sampling.n, limits)

@@ -227,9 +227,7 @@ def _executor(session: Session, store: Store) -> Iterator[_Submit]:
 
         def here(step: Round, units: list[int]) -> Iterator[pa.Table]:
             for unit in units:
-                table, pairs = session.run_unit(step, unit)
-                store.write_unit(step.number, unit, table, pairs)
-                yield table
+                yield _finished_unit(session, store, step, unit)
 
         yield here
         return
@@ -263,6 +261,15 @@ def _executor(session: Session, store: Store) -> Iterator[_Submit]:
         yield spread
 
 
+def _finished_unit(session: Session, store: Store, step: Round, unit: int) -> pa.Table:
+    """The observations of a unit: those that a helping process wrote in the meantime, or freshly injected."""
+    if store.unit_path(step.number, unit).exists():
+        return store.read_unit(step.number, unit)[0]
+    table, pairs = session.run_unit(step, unit)
+    store.write_unit(step.number, unit, table, pairs)
+    return table
+
+
 _worker: tuple[Session, Store] | Exception = StoreError("worker: not opened")
 
 
@@ -281,7 +288,4 @@ def _open_worker(campaign: str, path: str) -> None:
 def _work(step: Round, unit: int) -> pa.Table:
     if isinstance(_worker, Exception):
         raise _worker
-    session, store = _worker
-    table, pairs = session.run_unit(step, unit)
-    store.write_unit(step.number, unit, table, pairs)
-    return table
+    return _finished_unit(*_worker, step, unit)
