@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 from ruamel.yaml import YAML
-from saboteur.cli import app
 from typer.testing import CliRunner, Result
+
+from saboteur.cli import app
 
 ROOT = Path(__file__).resolve().parents[2]
 TOY = {

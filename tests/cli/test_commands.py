@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+
 from saboteur import __version__
 from saboteur.campaign import Campaign, Results, Store
 from saboteur.cli.source import example_names, read_campaign
-
 from tests.cli.conftest import units
 
 
@@ -158,6 +158,16 @@ class TestRun:
 
     def test_workers_below_one_are_wrong_usage(self, saboteur, toy_file):
         assert saboteur("run", toy_file(), "--workers", "0").exit_code == 2
+
+
+def test_report_writes_the_file_the_figures_and_its_data(saboteur, finished):
+    result = saboteur("report", finished, "--figures", "figures", "--json")
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(result.stdout)["schema"] == 1
+    assert (finished / "report.html").read_text().startswith("<!doctype html>")
+    endings = [path.suffix for path in Path("figures").iterdir()]
+    assert endings.count(".svg") == endings.count(".pdf") > 3
+    assert "accuracy_drop(tolerance=0.05)" in saboteur("report", finished).stdout
 
 
 def test_status_counts_every_trial_once(saboteur, finished):

@@ -118,5 +118,9 @@ def test_invalid_trials_are_shown_and_in_no_denominator(saboteur, toy_file):
     assert result.exit_code == 0
     invalid = int(next(line for line in result.stdout.splitlines() if line.startswith("invalid")).split()[1])
     assert invalid > 0
-    n = {int(line.split()[-1].replace(",", "")) for line in result.stdout.splitlines() if " faults " in line and "%" in line}
+    n = {
+        int(line.split()[-1].replace(",", ""))
+        for line in result.stdout.splitlines()
+        if " faults " in line and "%" in line
+    }
     assert n == {200 - invalid}

@@ -7,13 +7,14 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+
 from saboteur.campaign import worker as worker_module
 from saboteur.campaign.store import Store
 from saboteur.campaign.worker import claim
-
 from tests.cli.conftest import units
 
 N = {"kind": "fixed", "n": 1200, "stratify": "layer"}
@@ -34,9 +35,9 @@ def start(tmp_path):
 
     yield call
     for process in running:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # with the workers that it left, if any
+        process.wait()
 
 
 def wait_for_units(store: Path, count: int) -> None:
@@ -147,3 +148,16 @@ class TestWorker:
         found = process("worker", "runs/toy", "--wait", "0")
         assert found.returncode == 1
         assert "another golden run" in found.stderr
+
+    def test_it_shares_the_work_of_a_running_campaign(self, start, process, slow_file, tmp_path):
+        running = start("run", slow_file, "--no-report")
+        wait_for_units(tmp_path / "runs/toy", 1)
+        helper = start("worker", "runs/toy", "--wait", "1")
+        stdout, stderr = running.communicate(timeout=60)
+        assert running.returncode == 0, stderr
+        helped, stderr = helper.communicate(timeout=60)
+        assert helper.returncode == 0, stderr
+        assert 0 < int(helped.split()[0]) < 75
+        alone = process("run", slow_file, "--store", "whole", "--no-report")
+        assert stdout == alone.stdout
+        assert units(tmp_path / "runs/toy") == units(tmp_path / "whole")

@@ -277,13 +277,10 @@ def run(
             say("[dim]nothing left to run: the campaign is finished[/]")
         written = None
         if report:
-            try:
-                from saboteur.report import write_html
-            except ImportError:
-                write_html = None
-            if write_html is not None:
-                written = path / "report.html"
-                write_html(results, written)
+            from saboteur.report import write_html
+
+            written = path / "report.html"
+            write_html(results, written)
         summary = headline(results, written)
     finish(summary, json, strict)
 

@@ -98,17 +98,24 @@ def report(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Write report.html into a store, and print the headline."""
+    """Write report.html into a store, and print the headline; with --json, everything that the report shows."""
+    from saboteur import report as reports
     from saboteur.campaign import Results
     from saboteur.cli.summary import finish, headline
-    from saboteur.report import write_figures, write_html
 
     with Results.open(store) as results:
+        gathered = reports.data(results)
         path = store / "report.html"
-        write_html(results, path)
+        reports.write_html(gathered, path)
+        say(f"[dim]{path}[/]")
         if figures is not None:
-            for written in write_figures(results, figures):
+            for written in (
+                *reports.write_figures(gathered, figures, "svg"),
+                *reports.write_figures(gathered, figures, "pdf"),
+            ):
                 say(f"[dim]{written}[/]")
+        if json:
+            return show_json(reports.to_json(gathered))
         summary = headline(results, path)
     finish(summary, json, strict=False)
 
