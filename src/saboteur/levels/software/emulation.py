@@ -126,7 +126,7 @@ def rounded(tensor: Tensor, fmt: NumberFormat, axis: int = 0) -> Tensor:
     values = tensor.double()
     if isinstance(fmt, FixedPoint):
         limit = 1 << (fmt.bits - 1)
-        steps = torch.nan_to_num(torch.round(values * 2.0**fmt.fraction))
+        steps = torch.nan_to_num(torch.round(values * 2.0**fmt.fraction)) + 0.0  # integers have no −0
         return (steps.clamp(-limit, limit - 1) * 2.0**-fmt.fraction).to(tensor.dtype)
     if isinstance(fmt, Affine):
         scale, zero_point = (_along(np.asarray(part, np.float64), axis, tensor) for part in (fmt.scale, fmt.zero_point))

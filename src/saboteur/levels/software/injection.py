@@ -29,12 +29,25 @@ def inject(runner: Runner, sites: Mapping[str, Site], space: FaultSpace, faults:
     everything = np.arange(runner.inputs)
     for trial in range(faults.trials):
         inputs = everything if recorder.inputs is None else recorder.inputs[trial]
-        hits = Hits.of_trial(space, faults, trial)
-        try:
-            for acting, inputs_of_them in acting_together(space, faults, trial, hits, inputs):
-                _run(runner, sites, acting, trial, inputs_of_them, recorder)
-        except HarnessError as error:
-            recorder.invalid(trial, str(error))
+        inject_one(runner, sites, space, faults, trial, inputs, recorder)
+
+
+def inject_one(
+    runner: Runner,
+    sites: Mapping[str, Site],
+    space: FaultSpace,
+    faults: Faults,
+    trial: int,
+    inputs: NDArray[np.int64],
+    recorder: Recorder,
+) -> None:
+    """Run one trial on ``inputs`` [n]; see :func:`inject`."""
+    hits = Hits.of_trial(space, faults, trial)
+    try:
+        for acting, inputs_of_them in acting_together(space, faults, trial, hits, inputs):
+            _run(runner, sites, acting, trial, inputs_of_them, recorder)
+    except HarnessError as error:
+        recorder.invalid(trial, str(error))
 
 
 def acting_together(
