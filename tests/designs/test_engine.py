@@ -1,0 +1,305 @@
+"""Layer engines compute the embedded networks bit for bit, with any number of PEs and under any handshake."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from saboteur.errors import TargetError
+from saboteur.levels.hardware import designs
+from saboteur.levels.hardware.designs import EngineLayer, Pipeline
+from tests.designs import simulators
+
+torch = pytest.importorskip("torch")
+
+from saboteur import workloads  # noqa: E402
+from saboteur.workloads.int8 import Int8Conv2d, Int8MaxPool2d  # noqa: E402
+
+INT8_NETWORKS = ["digits-mlp6-int8", "digits-lenet7-int8", "digits-cnn-int8"]
+
+
+def integer_logits(workload: workloads.Workload) -> np.ndarray:
+    """What enters the last module of an int8 network, as the network itself computes it."""
+    captured: list[np.ndarray] = []
+    hook = workload.model.dequantize.register_forward_pre_hook(lambda _, inputs: captured.append(inputs[0].numpy()))
+    workload.model(workload.inputs)
+    hook.remove()
+    return captured[0]
+
+
+def random_layer(
+    generator: np.random.Generator, name: str, in_shape: tuple[int, int, int], **chosen: int
+) -> EngineLayer:
+    """A layer of random numbers, extremes among them, of any sign and shift."""
+    outputs, kernel, bits = chosen["outputs"], chosen["kernel"], chosen["data_width"]
+    bound = 2 ** (bits - 1)
+    weight = generator.integers(-bound, bound, (outputs, kernel, kernel, in_shape[2]))
+    weight[0] = -bound
+    shift = np.full(outputs, bits - 2 + int(np.log2(weight[0].size) / 2))
+    bias = generator.integers(-(2 ** (2 * bits - 2)), 2 ** (2 * bits - 2), outputs)
+    shift[-1], bias[-1] = generator.integers(0, 32), generator.integers(-(2**31), 2**31)
+    return EngineLayer(
+        name=name,
+        in_shape=in_shape,
+        weight=weight,
+        bias=bias,
+        multiplier=generator.integers(-(2**31), 2**31, outputs),
+        shift=shift,
+        input_zero_point=int(generator.integers(-bound, bound)),
+        output_zero_point=int(generator.integers(-bound, bound)),
+        stride=chosen["stride"],
+        padding=chosen["padding"],
+        relu=bool(chosen["relu"]),
+        pool=chosen["pool"],
+        pes=chosen["pes"],
+    )
+
+
+def random_pipeline(seed: int, data_width: int) -> Pipeline:
+    """Two random convolutions, with pooling and strides, and a fully connected layer; random images."""
+    generator = np.random.default_rng(seed)
+    first = random_layer(
+        generator, "conv1", (7, 6, 2), outputs=5, kernel=3, stride=1, padding=1, pool=2, relu=1, pes=3,
+        data_width=data_width,
+    )  # fmt: skip
+    second = random_layer(
+        generator, "conv2", first.out_shape, outputs=3, kernel=2, stride=2, padding=2, pool=1, relu=0, pes=4,
+        data_width=data_width,
+    )  # fmt: skip
+    features = int(np.prod(second.out_shape))
+    dense = random_layer(
+        generator, "fc", (1, 1, features), outputs=9, kernel=1, stride=1, padding=0, pool=1, relu=0, pes=2,
+        data_width=data_width,
+    )  # fmt: skip
+    bound = 2 ** (data_width - 1)
+    words = generator.integers(-bound, bound, (5, first.in_size))
+    return Pipeline("random_network", (first, second, dense), data_width, words)
+
+
+def simulate(folder: Path, pipeline: Pipeline, images: int, **options: object) -> np.ndarray:
+    files = [*designs.sources("layer_engine"), pipeline.write(folder)]
+    load = "preload" not in options
+    stimulus = pipeline.stimulus(range(images), load=load)
+    found = simulators.icarus(folder, files, pipeline.name, {}, stimulus, pipeline.ports, pipeline.outputs, **options)
+    offered = stimulus["in_valid"][:, 0] == 1
+    assert found["in_ready"][offered].all(), "a word was offered that the pipeline could not take"
+    return pipeline.result(found, images)
+
+
+@pytest.mark.parametrize("name", INT8_NETWORKS)
+def test_the_reference_equals_the_network_on_all_images(name: str) -> None:
+    workload = workloads.load(name)
+    np.testing.assert_array_equal(designs.build(workload).expected(range(360)), integer_logits(workload))
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    seed=st.integers(0, 2**32),
+    kernel=st.integers(1, 3),
+    stride=st.integers(1, 2),
+    padding=st.integers(0, 2),
+    pool=st.integers(1, 2),
+    relu=st.booleans(),
+)
+def test_the_reference_equals_the_int8_layers(
+    seed: int, kernel: int, stride: int, padding: int, pool: int, relu: bool
+) -> None:
+    generator = np.random.default_rng(seed)
+    layer = random_layer(
+        generator, "conv", (7, 6, 2), outputs=3, kernel=kernel, stride=stride, padding=padding, pool=pool, relu=relu,
+        pes=1, data_width=8,
+    )  # fmt: skip
+    module = Int8Conv2d(2, 3, kernel, stride=stride, padding=padding, relu=relu)
+    for name in ("bias", "multiplier", "shift", "input_zero_point", "output_zero_point"):
+        getattr(module, name).copy_(torch.as_tensor(getattr(layer, name)))
+    module.weight.copy_(torch.from_numpy(layer.weight.transpose(0, 3, 1, 2)))
+    images = generator.integers(-128, 128, (2, 7, 6, 2))
+    outputs = module(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()).to(torch.int8))
+    outputs = Int8MaxPool2d()(outputs) if pool == 2 else outputs
+    np.testing.assert_array_equal(layer.reference(images, 8), outputs.numpy().transpose(0, 2, 3, 1))
+
+
+@simulators.needs_icarus
+@pytest.mark.parametrize("name", ["digits-mlp6-int8", "digits-lenet7-int8"])
+def test_two_images_through_the_embedded_networks(tmp_path: Path, name: str) -> None:
+    workload = workloads.load(name)
+    pipeline = designs.build(workload)
+    logits = simulate(tmp_path, pipeline, 2, preload=pipeline.memories())
+    np.testing.assert_array_equal(logits, integer_logits(workload)[:2])
+
+
+@simulators.needs_icarus
+def test_sixteen_bit_fixed_point_through_the_six_layer_classifier(tmp_path: Path) -> None:
+    pipeline = designs.build_fixed_point(workloads.load("digits-mlp6"), pes=[16, 8, 8, 8, 4, 10])
+    logits = simulate(tmp_path, pipeline, 2, preload=pipeline.memories())
+    np.testing.assert_array_equal(logits, pipeline.expected(range(2)))
+
+
+@simulators.needs_icarus
+@pytest.mark.parametrize("data_width", [8, 16])
+@pytest.mark.parametrize("seed", range(3))
+def test_random_layers_of_any_geometry_through_the_load_port(tmp_path: Path, seed: int, data_width: int) -> None:
+    pipeline = random_pipeline(seed, data_width)
+    expected = pipeline.expected(range(5))
+    assert len(np.unique(expected)) > 5
+    np.testing.assert_array_equal(simulate(tmp_path, pipeline, 5), expected)
+
+
+@simulators.needs_icarus
+@pytest.mark.parametrize("pes", [1, 2, 5, 8])
+def test_the_number_of_pes_does_not_change_the_results(tmp_path: Path, pes: int) -> None:
+    pipeline = random_pipeline(7, 8)
+    pipeline = replace(pipeline, layers=tuple(replace(layer, pes=pes) for layer in pipeline.layers))
+    np.testing.assert_array_equal(simulate(tmp_path, pipeline, 5), pipeline.expected(range(5)))
+
+
+@simulators.needs_icarus
+@pytest.mark.parametrize(("offers", "takes"), [(100, 20), (20, 100), (50, 50), (100, 100)])
+def test_nothing_is_lost_whatever_the_neighbours_do(tmp_path: Path, offers: int, takes: int) -> None:
+    """A source that offers and a sink that takes a word in so many of a hundred cycles, at random."""
+    pipeline = random_pipeline(11, 8)
+    (tmp_path / "words.hex").write_text("\n".join(f"{word & 0xFF:02x}" for word in pipeline.words.flatten().tolist()))
+    (tmp_path / "source.v").write_text(f"""
+module source (
+  input clk, input rst, input offer, input load, input [7:0] load_layer, input [7:0] load_memory,
+  input [15:0] load_address, input [31:0] load_data, output out_valid, input out_ready, output [7:0] out_data
+);
+  reg [7:0] words [0:{pipeline.words.size - 1}];
+  reg [15:0] index;
+  reg valid;
+  wire ready;
+  initial $readmemh("words.hex", words);
+  always @(posedge clk) begin
+    if (rst) begin index <= 0; valid <= 0; end
+    else begin
+      if (valid && ready) index <= index + 1;
+      if (!valid || ready) valid <= offer && index + (valid && ready) < {pipeline.words.size};
+    end
+  end
+  random_network dut (.clk(clk), .rst(rst), .load(load), .load_layer(load_layer), .load_memory(load_memory),
+    .load_address(load_address), .load_data(load_data), .in_valid(valid), .in_ready(ready), .in_data(words[index]),
+    .out_valid(out_valid), .out_ready(out_ready), .out_data(out_data));
+endmodule
+""")
+    generator = np.random.default_rng(offers * 100 + takes)
+    idle = 6 * pipeline.interval * 100 // min(offers, takes)
+    loading = pipeline.stimulus([0])
+    start = 1 + pipeline.load_cycles()
+    stimulus = {port: np.pad(loading[port][:start], ((0, idle), (0, 0))) for port in pipeline.ports}
+    del stimulus["in_valid"], stimulus["in_data"]
+    stimulus["offer"] = (generator.integers(0, 100, (start + idle, 1)) < offers).astype(np.uint64)
+    stimulus["offer"][:start] = 0
+    stimulus["out_ready"] = (generator.integers(0, 100, (start + idle, 1)) < takes).astype(np.uint64)
+    files = [tmp_path / "source.v", *designs.sources("layer_engine"), pipeline.write(tmp_path)]
+    outputs = {"out_valid": 1, "out_data": 8}
+    found = simulators.icarus(tmp_path, files, "source", {}, stimulus, {**pipeline.ports, "offer": 1}, outputs)
+    found["out_valid"] &= stimulus["out_ready"]
+    assert found["out_valid"].sum() == 5 * 9
+    np.testing.assert_array_equal(pipeline.result(found, 5), pipeline.expected(range(5)))
+
+
+@simulators.needs_icarus
+def test_a_reset_in_mid_image_leaves_no_trace(tmp_path: Path) -> None:
+    pipeline = random_pipeline(13, 8)
+    stimulus = pipeline.stimulus(range(2), load=False)
+    interrupted = {port: np.concatenate([words[:150], words]) for port, words in stimulus.items()}
+    files = [*designs.sources("layer_engine"), pipeline.write(tmp_path)]
+    found = simulators.icarus(
+        tmp_path, files, pipeline.name, {}, interrupted, pipeline.ports, pipeline.outputs, preload=pipeline.memories()
+    )
+    clean = {port: words[150:] for port, words in found.items()}
+    np.testing.assert_array_equal(pipeline.result(clean, 2), pipeline.expected(range(2)))
+
+
+@simulators.needs_icarus
+def test_layers_overlap_across_images_at_the_stated_interval(tmp_path: Path) -> None:
+    pipeline = designs.build(workloads.load("digits-mlp6-int8"))
+    files = [*designs.sources("layer_engine"), pipeline.write(tmp_path)]
+    stimulus = pipeline.stimulus(range(4), load=False)
+    found = simulators.icarus(
+        tmp_path, files, pipeline.name, {}, stimulus, pipeline.ports, pipeline.outputs, preload=pipeline.memories()
+    )
+    finished = np.flatnonzero(found["out_valid"][:, 0])[9::10]
+    # The first layer is the slowest: 8 groups of 8 neurons, 64 inputs each.
+    assert np.diff(finished).tolist() == [512, 512, 512]
+    assert pipeline.interval == 512
+    # Six layers, one after the other, take longer than an interval: several images are under way at once.
+    assert 3 * 512 < finished[0] <= 1 + pipeline.latency
+
+
+@pytest.mark.slow
+@simulators.needs_verilator
+@pytest.mark.parametrize("name", INT8_NETWORKS)
+def test_verilator_agrees_on_twenty_images_without_a_lint_warning(tmp_path: Path, name: str) -> None:
+    workload = workloads.load(name)
+    pipeline = designs.build(workload)
+    files = [*designs.sources("layer_engine"), pipeline.write(tmp_path)]
+    stimulus = pipeline.stimulus(range(20))
+    found = simulators.verilator(tmp_path, files, pipeline.name, {}, stimulus, pipeline.outputs)
+    np.testing.assert_array_equal(pipeline.result(found, 20), integer_logits(workload)[:20])
+
+
+@pytest.mark.parametrize("name", INT8_NETWORKS)
+def test_yosys_finds_no_latch_and_no_loop_in_the_networks(tmp_path: Path, name: str) -> None:
+    pipeline = designs.build(workloads.load(name))
+    files = [*designs.sources("layer_engine"), pipeline.write(tmp_path)]
+    log = simulators.yosys(tmp_path, files, pipeline.name, {}, gates=False)
+    assert "Found and reported 0 problems." in log
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("data_width", [8, 16])
+def test_yosys_finds_no_latch_and_no_loop_in_the_gates(tmp_path: Path, data_width: int) -> None:
+    pipeline = random_pipeline(0, data_width)
+    files = [*designs.sources("layer_engine"), pipeline.write(tmp_path)]
+    log = simulators.yosys(tmp_path, files, pipeline.name, {})
+    assert log.count("Found and reported 0 problems.") >= 2
+
+
+@pytest.mark.parametrize(("name", "lost"), [("digits-mlp6", 0.0), ("digits-lenet7", 0.0), ("digits-cnn", 0.005)])
+def test_sixteen_bits_keep_the_accuracy_of_the_float_network(name: str, lost: float) -> None:
+    workload = workloads.load(name)
+    pipeline = designs.build_fixed_point(workload)
+    logits = pipeline.expected(range(360))
+    accuracy = np.mean(logits.argmax(axis=1) == workload.labels.numpy())
+    assert accuracy >= workload.accuracy - lost
+    np.testing.assert_allclose(logits / 2**10, workload.model(workload.inputs).numpy(), atol=0.15)
+
+
+def test_a_weight_lies_where_the_documentation_says() -> None:
+    workload = workloads.load("digits-lenet7-int8")
+    pipeline = designs.build(workload, pes=4)
+    memories = pipeline.memories()
+    conv2, fc1 = workload.model.conv2.weight, workload.model.fc1.weight
+    # Output channel 9 is the third of PE 1; 6 input channels, kernel 3.
+    assert memories["conv2.lane[1].pe.weights"][2 * 54 + (2 * 3 + 1) * 6 + 5] == conv2[9, 5, 2, 1]
+    # Feature (channel 7, row 1, column 0) of 16 channels and 2 × 2 places: channels first in PyTorch, last here.
+    assert memories["fc1.lane[3].pe.weights"][0 * 64 + (1 * 2 + 0) * 16 + 7] == fc1[3, 7 * 4 + 1 * 2 + 0]
+    assert memories["fc3.scaling.multipliers"][9] == workload.model.fc3.multiplier[9]
+    assert memories["conv1.zero_points"].tolist() == [
+        workload.model.conv1.input_zero_point,
+        workload.model.conv1.output_zero_point,
+    ]
+
+
+def test_bad_arguments_are_named() -> None:
+    workload = workloads.load("digits-mlp6-int8")
+    with pytest.raises(TargetError, match=r"pes is 0; it must be in \[1, 251\]"):
+        designs.build(workload, pes=0)
+    with pytest.raises(TargetError, match="pes has 2 numbers; the network has 6 layers"):
+        designs.build(workload, pes=[8, 8])
+    with pytest.raises(TargetError, match="module 'fc1' is Linear"):
+        designs.build(workloads.load("digits-mlp6"))
+    with pytest.raises(TargetError, match="there is no 'digits-gru-int8'"):
+        designs.build_fixed_point(workloads.load("digits-gru"))
+    with pytest.raises(TargetError, match="fraction_bits is 16"):
+        designs.build_fixed_point(workloads.load("digits-mlp6"), fraction_bits=16)
+    pipeline = designs.build(workload)
+    nothing = {"out_valid": np.zeros((5, 1), np.uint64), "out_data": np.zeros((5, 1), np.uint64)}
+    with pytest.raises(TargetError, match="0 words came out of digits_mlp6_int8; 1 images have 10"):
+        pipeline.result(nothing, 1)
