@@ -88,7 +88,7 @@ class Runner:
         self.threads = threads
         self.rounding: dict[str, NumberFormat] = {}
         """Formats that outputs of modules and inputs are rounded to, by place."""
-        self._output = output
+        self.output = output
         self._modules = named_modules(model)
         self.inputs_interact = self._do_inputs_interact()
         if self.inputs_interact:
@@ -244,12 +244,12 @@ class Runner:
         return event.output
 
     def _select(self, output: Any, size: int) -> NDArray:
-        if self._output is not None:
+        if self.output is not None:
             try:
-                output = output[self._output]
+                output = output[self.output]
             except (KeyError, IndexError, TypeError) as error:
                 raise TargetError(
-                    f"output: the model returns {_describe(output)}, which has no element {self._output!r}"
+                    f"output: the model returns {_describe(output)}, which has no element {self.output!r}"
                 ) from error
         if not isinstance(output, Tensor):
             raise TargetError(

@@ -33,6 +33,7 @@ class Chunk:
         self.inputs = inputs
         self._rows: dict[int, Tensor] = {}
         self._plane_norms: dict[int, Tensor] = {}
+        self._whole_norms: dict[int, Tensor] = {}
         parts: list[Values] = []
         for batch in runner.batches(np.arange(inputs.start, inputs.stop)):
             rows, kept = torch.from_numpy(batch.rows), torch.from_numpy(batch.kept)
@@ -68,9 +69,20 @@ class Chunk:
         """The Euclidean norm of each channel of the result of ``node``: float64 [inputs, channels]."""
         if node not in self._plane_norms:
             value = self.values[node]
-            norms = torch.linalg.vector_norm(value.reshape(*value.shape[:2], -1), dim=2, dtype=torch.float64)
+            norms = torch.linalg.vector_norm(value.reshape(*value.shape[:2], -1), dim=2, dtype=torch.float64).cpu()
             self._plane_norms[node] = norms
         return self._plane_norms[node]
+
+    def whole_norms(self, node: int) -> Tensor:
+        """The Euclidean norm of the result of ``node``: float64 [inputs]."""
+        if node not in self._whole_norms:
+            if node in self.values:
+                value = self.values[node].reshape(len(self.inputs), -1)
+                norms = torch.linalg.vector_norm(value, dim=1, dtype=torch.float64).cpu()
+            else:
+                norms = torch.ones(len(self.inputs), dtype=torch.float64)
+            self._whole_norms[node] = norms.clamp(min=1e-30)
+        return self._whole_norms[node]
 
 
 def replay(graph: Graph, chunk: Chunk, rows: Tensor, changed: Values) -> Tensor:

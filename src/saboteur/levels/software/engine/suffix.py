@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from saboteur.levels.software.engine.bounds import Gains
 from saboteur.levels.software.engine.golden import Chunk
 from saboteur.levels.software.engine.graph import Graph, Values
 from saboteur.levels.software.engine.operators import Adding, Mixing, Operator, Pointwise
@@ -134,6 +135,11 @@ class Pairs:
         return graph.call(node, {source: self.value(graph, source) for source in node.inputs})
 
 
+Decide = Callable[[Pairs, Tensor, Tensor], Tensor | None]
+"""Told how far each pair's outputs can move (float64 [pairs]; infinite where unknown), and how large its deviation
+is as a multiple of the fault-free result, may let go of pairs; returns a mask of those kept, or ``None`` for all."""
+
+
 class Suffix:
     """The part of a graph that can deviate when the results of ``starts`` do.
 
@@ -141,17 +147,19 @@ class Suffix:
         graph: what is computed.
         all_stages: the graph in steps.
         starts: the nodes whose results are given.
+        gains: from every node to the output.
     """
 
-    def __init__(self, graph: Graph, all_stages: Sequence[Stage], starts: Sequence[int]):
+    def __init__(self, graph: Graph, all_stages: Sequence[Stage], starts: Sequence[int], gains: Gains):
         self.graph = graph
+        self._gains = gains
         dirty = set(starts)
         self.stages: list[Stage] = []
         for stage in all_stages:
             if stage.index not in dirty and any(source in dirty for source in stage.inputs):
                 dirty.add(stage.index)
                 self.stages.append(stage)
-        self._dirty = dirty
+        self.dirty = dirty
         self.cuts = self._cuts()
 
     def _cuts(self) -> set[int]:
@@ -160,7 +168,7 @@ class Suffix:
         for place, stage in enumerate(self.stages):
             later = self.stages[place + 1 :]
             made = {after.index for after in later}
-            read = {source for after in later for source in after.inputs if source in self._dirty} - made
+            read = {source for after in later for source in after.inputs if source in self.dirty} - made
             if later and read == {stage.index}:
                 cuts.add(stage.index)
         return cuts
@@ -169,7 +177,7 @@ class Suffix:
         """The deviating results that stages after the ``place``-th read."""
         return {source for after in self.stages[place + 1 :] for source in after.inputs} | {self.graph.output}
 
-    def run(self, pairs: Pairs, decide: Callable[[int, Pairs], None]) -> Tensor:
+    def run(self, pairs: Pairs, decide: Decide) -> Tensor:
         """The outputs of the pairs that ``decide``, called at every cut, has not let go of."""
         for place, stage in enumerate(self.stages):
             if stage.index not in pairs.values:
@@ -177,10 +185,18 @@ class Suffix:
             needed = self.needed_after(place)
             pairs.values = {index: value for index, value in pairs.values.items() if index in needed}
             if stage.index in self.cuts:
-                decide(stage.index, pairs)
+                self._decide(stage.index, pairs, decide)
                 if not len(pairs):
                     break
         return pairs.values[self.graph.output] if len(pairs) else torch.empty(0)
+
+    def _decide(self, cut: int, pairs: Pairs, decide: Decide) -> None:
+        deviation = pairs.values[cut] - pairs.chunk.rows(cut)[pairs.row]
+        if deviation.dim() == 4:
+            deviation = deviation.permute(0, 2, 3, 1)
+        size = torch.linalg.vector_norm(deviation.reshape(len(pairs), -1), dim=1).double().cpu()
+        bound = torch.where(size == 0, 0.0, size * self._gains.whole[cut])
+        decide(pairs, bound, size / pairs.chunk.whole_norms(cut)[pairs.row])
 
     def _result(self, stage: Stage, pairs: Pairs) -> Any:
         inputs = [pairs.value(self.graph, source) for source in stage.inputs]
