@@ -6,6 +6,7 @@ from time import monotonic
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 
 from saboteur.cli.terminal import duration, messages, number, percent, say
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from saboteur.campaign.runner import Progress as State
 
 _LINE_EVERY_S = 10.0
+_WIDE = 130
 
 
 class Display:
@@ -33,7 +35,7 @@ class Display:
         self._bars = Progress(
             SpinnerColumn(),
             TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
+            BarColumn(bar_width=24 if messages.width >= _WIDE else 8),
             TextColumn("{task.fields[counted]}"),
             TextColumn("[dim]{task.fields[speed]}[/]"),
             TextColumn("{task.fields[found]}"),
@@ -61,7 +63,7 @@ class Display:
         if state.round != self._round:
             self._round, self._before = state.round, self.injected
         self.injected = self._before + state.fresh
-        counted = f"{number(state.done)} of {number(state.planned)} faults"
+        counted = f"{number(state.done)}/{number(state.planned)} faults"
         left = state.remaining_s
         speed = f"{state.rate:,.0f}/s" + ("" if left is None else f", {duration(left)} left")
         found = self._found(state)
@@ -85,9 +87,9 @@ class Display:
         valid = state.fresh - state.invalid
         text = ""
         if valid > 0:
-            low, high = wilson(state.sdc, valid, self._confidence)
-            text = (
-                f"[yellow]SDC {percent(state.sdc / valid)}[/] [dim]\\[{percent(float(low))}, {percent(float(high))}] "
-                f"{self._question}[/], DUE {number(state.due)}"
-            )
+            low, high = (100 * float(bound) for bound in wilson(state.sdc, valid, self._confidence))
+            text = f"[yellow]SDC {percent(state.sdc / valid)}[/] [dim]\\[{low:.3g} … {high:.3g}][/]"
+            text += f" DUE {number(state.due)}"
+            if messages.width >= _WIDE:
+                text += f" [dim]by {escape(self._question)}[/]"
         return text + (f", [red]invalid {number(state.invalid)}[/]" if state.invalid else "")

@@ -37,11 +37,16 @@ def headline(results: Results, report: Path | None = None) -> dict[str, Any]:
             }
             for unit in units
         ]
-    # DUE is the same under every criterion that judges inferences.
-    judge = next((c for c in campaign.criteria if not isinstance(c, FaultCriterion)), campaign.question)
-    rates.append(
-        {"criterion": judge.name, "outcome": "due", "unit": "faults", "estimate": results.estimate(judge, "due")}
-    )
+    # Whether a fault is DUE depends on the criterion (SDC in another inference outweighs it), an inference's not.
+    question = campaign.question
+    judges = [
+        ("faults", question),
+        *(("inferences", c) for c in campaign.criteria if not isinstance(c, FaultCriterion)),
+    ]
+    rates += [
+        {"criterion": judge.name, "outcome": "due", "unit": unit, "estimate": results.estimate(judge, "due", unit)}
+        for unit, judge in judges[:2]
+    ]
     verdict = results.verdict()
     return {
         "campaign": campaign.name,
@@ -97,7 +102,7 @@ def finish(summary: dict[str, Any], json: bool, strict: bool) -> None:
 def _rows(summary: dict[str, Any]) -> list[list[object]]:
     return [
         [
-            rate["criterion"] if rate["outcome"] == "sdc" else "any",
+            "any" if (rate["outcome"], rate["unit"]) == ("due", "inferences") else rate["criterion"],
             rate["outcome"].upper(),
             rate["unit"],
             percent(rate["estimate"].best),
