@@ -135,6 +135,7 @@ def test_same_store_gives_the_same_bytes_wherever_it_lies(stores, tmp_path):
         two = report.write_figures(gathered(first), tmp_path / "two", format)
         assert [path.name for path in one] == [path.name for path in two]
         assert [path.read_bytes() for path in one] == [path.read_bytes() for path in two]
+    assert one[0].read_bytes().startswith(b"%PDF") and b"CreationDate" not in one[0].read_bytes()
 
 
 def test_page_is_well_formed_and_needs_no_network(stores, tmp_path):
@@ -157,8 +158,6 @@ def test_figures_have_one_file_each_and_no_date(stores, tmp_path):
         "tolerance.svg",
     ]  # fmt: skip
     assert all("<dc:date>" not in path.read_text() for path in tmp_path.glob("*.svg"))
-    pdf = report.write_figures(data, tmp_path, "pdf")[0].read_bytes()
-    assert pdf.startswith(b"%PDF") and b"CreationDate" not in pdf
     with pytest.raises(SaboteurError, match="format: 'png' is not svg or pdf"):
         report.write_figures(data, tmp_path, "png")
 
@@ -243,12 +242,13 @@ def test_without_requirement_the_headline_is_the_estimate(stores, tmp_path):
 
 
 def test_partial_campaign_is_marked_at_the_top(stores, tmp_path):
-    shutil.copytree(stores(), tmp_path / "s")
+    shutil.copytree(stores(requirement={"criterion": "sdc-1", "at_most": 0.9}), tmp_path / "s")
     units = sorted((tmp_path / "s" / "units").glob("*.parquet"))
     units[-1].unlink()
     text = squeezed("".join(parsed(html_of(tmp_path / "s", tmp_path / "r.html")).text))
+    assert "Requirement met so far" in text
     assert "Preliminary. The campaign is not finished: 192 of the 200 trials" in text
-    assert text.index("Preliminary.") < text.index("No requirement stated")
+    assert text.index("Preliminary.") < text.index("Requirement met so far")
     data = gathered(tmp_path / "s")
     assert (data.progress.complete, data.progress.valid, data.progress.decided) == (False, 192, 200)
     assert sum(row.valid for row in data.sampling_plan) == 192
@@ -440,6 +440,20 @@ def test_plan_of_many_strata_is_folded(stores, tmp_path):
     assert "Assumed rate p of a bit" in text
 
 
+def test_early_stop_is_complete_and_says_how_much_was_planned(stores):
+    data = gathered(
+        stores(
+            sampling={"kind": "fixed", "n": 1000, "confidence": 0.9},
+            stopping={"criterion": "sdc-1", "half_width": 0.15},
+        )
+    )
+    (row,) = data.sampling_plan
+    assert data.progress.complete and row.decided == data.progress.valid < row.planned == 1000
+    done = squeezed(dict(data.what_was_done)["Injected"])
+    assert done.startswith(f"{row.decided} trials, stopped early by the rule with 1 000 planned")
+    assert "stopping" in data.methods
+
+
 def test_refined_plan_is_complete_only_when_its_rounds_are(stores):
     data = gathered(
         stores(
@@ -468,7 +482,7 @@ def test_numbers_as_printed():
     shown = [percent(x).replace("\u202f", " ") for x in (0, 1, 0.2724, 0.00714, 0.0001234, 0.999, float("nan"))]
     assert shown == ["0 %", "100 %", "27.24 %", "0.714 %", "0.0123 %", "99.90 %", "unknown"]
     assert given(0.3).replace("\u202f", " ") == "30 %" and given(0.005).replace("\u202f", " ") == "0.5 %"
-    assert whole(1234567).replace("\u202f", " ") == "1 234 567"
+    assert whole(2**60 + 1).replace("\u202f", "") == str(2**60 + 1) and whole(1234.6).replace("\u202f", " ") == "1 235"
 
 
 def test_glossary_has_a_source_for_every_entry_and_every_method_is_explained(stores):

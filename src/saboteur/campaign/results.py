@@ -76,12 +76,20 @@ class Counts:
         return self._each(add, pairs[0], pairs[1])
 
     def _each(self, change: Callable[[NDArray], NDArray], stratum: NDArray, group: NDArray) -> Counts:
-        plain = (change(column) for column in (self.population, self.n, self.invalid, self.inferences))
-        by_outcome = (
-            {name: change(column) for name, column in columns.items()}
-            for columns in (self.faults, self.sums, self.squares)
+        def of_outcomes(columns: dict[str, NDArray[np.int64]]) -> dict[str, NDArray[np.int64]]:
+            return {name: change(column) for name, column in columns.items()}
+
+        return Counts(
+            stratum,
+            group,
+            population=change(self.population),
+            n=change(self.n),
+            invalid=change(self.invalid),
+            inferences=change(self.inferences),
+            faults=of_outcomes(self.faults),
+            sums=of_outcomes(self.sums),
+            squares=of_outcomes(self.squares),
         )
-        return Counts(stratum, group, *plain, *by_outcome)
 
 
 class Collector(Protocol):
@@ -141,9 +149,10 @@ class CountCollector:
             *self._found[criterion.name],
         )
         if by is None:
-            return finest.merged(finest.group)
+            merged = finest.merged(finest.group)
+            return replace(merged, population=results.strata_populations[merged.stratum])
         merged = finest.merged(results.group_of_cells(by))
-        if results.session.sampler.listed is not None and results.campaign.sampling.represents == "list":
+        if results.session.sampler.listed_alone:
             return replace(merged, population=(merged.n + merged.invalid).astype(float))  # its own population
         return merged
 
@@ -341,7 +350,9 @@ class Results:
     @cached_property
     def strata_populations(self) -> NDArray[np.float64]:
         """What each stratum counts among all: its faults, or its weight."""
-        return np.array([stratum.size for stratum in self.session.sampler.strata]) * self._weights
+        sampler = self.session.sampler
+        weights = np.array([stratum.size for stratum in sampler.strata]) * self._weights
+        return np.array([weight if n is None else n for weight, n in zip(weights, sampler.populations, strict=True)])
 
     @cached_property
     def cells(self) -> Cells:
@@ -420,7 +431,7 @@ class Results:
     def stopping_words(self) -> str:
         """What decided on the number of trials, for every estimate to carry."""
         if self.plan.rule is not None:
-            return str(self.plan.rule)
+            return f"as if of fixed n; {self.plan.rule}"
         return {
             "statistical": "sample size planned for the margin",
             "fixed": "fixed n",
@@ -441,7 +452,11 @@ class Results:
         Raises:
             StoreError: when nothing valid has been observed yet, or the criterion does not judge inferences.
         """
-        return self._estimate(counts or self.counts(criterion), criterion, what, unit)
+        counts = counts or self.counts(criterion)
+        stopping = self.campaign.stopping
+        if stopping is not None and unit == "faults" and criterion.name == stopping.criterion and counts.n.sum():
+            return self._sequential(int(counts.faults[what].sum()), int(counts.n.sum()))
+        return self._estimate(counts, criterion, what, unit)
 
     def estimates(
         self,
@@ -480,9 +495,20 @@ class Results:
         each = int(counts.inferences.sum() // counts.n.sum())
         return self.mean_of_inferences(counts.sums[what], counts.squares[what], counts.n, each, counts.population)
 
-    def _stratified(self, k: NDArray, n: NDArray, population: NDArray) -> Estimate:
+    def _stratified(self, k: NDArray, n: NDArray, population: NDArray, claim: bool = False) -> Estimate:
         confidence, words = self.campaign.sampling.confidence, self.stopping_words
-        return self._stated(statistics.stratified(k, n, np.maximum(population, n), confidence, stopping_rule=words))
+        population = np.maximum(population, n)
+        if len(n) > 1:
+            return self._stated(statistics.stratified(k, n, population, confidence, stopping_rule=words))
+        size = None if self.campaign.multiple else round(population[0])
+        method = "clopper_pearson" if claim else "wilson"
+        return statistics.proportion(int(k[0]), int(n[0]), size, confidence, method, stopping_rule=words)
+
+    def _sequential(self, k: int, n: int) -> Estimate:
+        """The estimate that holds although the data decided when to stop."""
+        size = None if self.campaign.multiple else round(self.strata_populations.sum())
+        confidence, words = self.campaign.sampling.confidence, str(self.plan.rule)
+        return statistics.proportion(k, n, size, confidence, "confidence_sequence", stopping_rule=words)
 
     def mean_of_inferences(
         self, sums: NDArray, squares: NDArray, n: NDArray, inferences_per_fault: int, population: NDArray
@@ -574,7 +600,10 @@ class Results:
         requirement = self.campaign.requirement
         if requirement is None:
             return None
+        counts = counts or self.counts(self.campaign.question)
         estimate = self.estimate(self.campaign.question, "sdc", requirement.unit, counts)
+        if estimate.method == "Wilson":
+            estimate = self._stratified(counts.faults["sdc"], counts.n, counts.population, claim=True)
         if estimate.high <= requirement.at_most:
             return "met", estimate
         return ("not met" if estimate.low > requirement.at_most else "open"), estimate

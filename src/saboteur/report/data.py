@@ -643,8 +643,12 @@ def _what_was_done(results: Results, progress: Progress) -> tuple[tuple[str, str
         if progress.population is None
         else f"a population of {whole(progress.population)} faults"
     )
-    plan = "planned" if progress.complete else "that the plan asks for so far"
-    done = f"{whole(progress.valid + progress.invalid)} of {whole(progress.decided)} trials {plan}, from {of}; "
+    planned, made = int(results.plan.n.sum()), progress.valid + progress.invalid
+    if progress.complete and progress.decided < planned:
+        done = f"{whole(made)} trials, stopped early by the rule with {whole(planned)} planned, from {of}; "
+    else:
+        plan = "planned" if progress.complete else "that the plan asks for so far"
+        done = f"{whole(made)} of {whole(progress.decided)} trials {plan}, from {of}; "
     done += f"{whole(progress.valid)} valid, {whole(progress.invalid)} invalid"
     return (
         ("Target", campaign.target.kind + (f" ({target})" if target else "")),

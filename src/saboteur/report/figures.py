@@ -61,8 +61,8 @@ _STYLE = {
     "ytick.labelsize": 7,
     "grid.color": RULE,
     "grid.linewidth": 0.6,
-    "hatch.linewidth": 0.5,
-    "hatch.color": "#b3bac2",
+    "hatch.linewidth": 0.6,
+    "hatch.color": "#98a1ab",
     "text.parse_math": False,
     "axes.unicode_minus": True,
 }
@@ -296,7 +296,7 @@ def _layer_bit(data: ReportData) -> Figure | None:
         colour = HEAT(math.sqrt(share)) if group.sdc.k else PAPER
         edge = {} if group.sdc.k else {"linewidth": 0.5, "edgecolor": "#c3dcee"}
         axes.add_patch(Rectangle(**(box | {"facecolor": colour} | edge)))
-        ink = "#ffffff" if math.sqrt(share) > 0.5 and group.sdc.k else "#3b4650"
+        ink = "#ffffff" if group.sdc.k and math.sqrt(share) > 0.4 else "#2a333b"
         axes.text(x, y, _compact(group.sdc.n), ha="center", va="center", fontsize=small, color=ink)
     axes.set(xlim=(-0.5, len(bits) - 0.5), ylim=(len(layers) - 0.5, -0.5))
     axes.set_xticks(range(len(bits)), [_bit_name(bit) for bit in bits])

@@ -48,7 +48,7 @@ def render(data: ReportData) -> str:
             name: Markup(figures.inline(figure, name, _LABELS[name])) if figure is not None else None
             for name, figure in drawn.items()
         },
-        mark=_MARKS[data.verdict.status],
+        mark=_MARKS[data.verdict.status] + ("" if data.progress.complete or not data.verdict.limit else " so far"),
         formulas=[formula for formula in FORMULAS if formula.key in data.methods],
         terms=TERMS,
         open_rows=OPEN_ROWS,

@@ -22,7 +22,7 @@ def percent(share: float) -> str:
 
 def whole(number: float) -> str:
     """A whole number with thin spaces between thousands."""
-    return f"{number:,.0f}".replace(",", "\u202f")
+    return f"{round(number):,d}".replace(",", "\u202f")
 
 
 def given(share: float) -> str:
