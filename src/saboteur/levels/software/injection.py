@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 
 import numpy as np
@@ -16,8 +16,15 @@ from saboteur.levels.software.site import Site
 from saboteur.outcomes.recorder import Recorder
 
 
-def inject(runner: Runner, sites: Mapping[str, Site], space: FaultSpace, faults: Faults, recorder: Recorder) -> None:
-    """Run every trial of ``faults``, one after the other.
+def inject(
+    runner: Runner,
+    sites: Mapping[str, Site],
+    space: FaultSpace,
+    faults: Faults,
+    recorder: Recorder,
+    trials: Iterable[int] | None = None,
+) -> None:
+    """Run trials of ``faults``, one after the other.
 
     Args:
         runner: runs the model.
@@ -25,9 +32,10 @@ def inject(runner: Runner, sites: Mapping[str, Site], space: FaultSpace, faults:
         space: where the faults come from.
         faults: the trials.
         recorder: takes the outputs and says which inputs each trial meets.
+        trials: which trials; all if absent.
     """
     everything = np.arange(runner.inputs)
-    for trial in range(faults.trials):
+    for trial in range(faults.trials) if trials is None else trials:
         inputs = everything if recorder.inputs is None else recorder.inputs[trial]
         inject_one(runner, sites, space, faults, trial, inputs, recorder)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,7 @@ def _npz(path: Path) -> tuple[Any, Any]:
             if "x" not in arrays:
                 raise TargetError(f"data: {path} has no array 'x'; it has {', '.join(arrays) or 'none'}")
             return arrays["x"], arrays.get("y")
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise TargetError(f"data: cannot read {path}: {error}") from error
 
 
