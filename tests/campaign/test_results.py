@@ -109,6 +109,44 @@ def test_convergence_ends_at_the_estimate(opened):
     assert widths[-1] < widths[0]
 
 
+def test_methods_fit_the_plan(toy_campaign, tmp_path):
+    """One stratum: Wilson to show, Clopper–Pearson to claim. A stopping rule: the sequence it looked at."""
+    sampling = {"kind": "fixed", "n": 400, "confidence": 0.95}
+    campaign = toy_campaign(sampling=sampling, requirement={"criterion": "sdc-1", "at_most": 0.5})
+    run(campaign, tmp_path / "one")
+    with Results.open(tmp_path / "one") as results:
+        x = raw(results)["sdc:sdc-1"].to_numpy() > 0
+        shown = results.estimate(campaign.question)
+        assert shown == statistics.proportion(int(x.sum()), 400, 1600, 0.95, "wilson", stopping_rule="fixed n")
+        claimed = results.verdict()[1]
+        assert claimed.method == "Clopper–Pearson"
+        assert claimed.low < shown.low < shown.high < claimed.high
+    stopping = {"criterion": "sdc-1", "half_width": 0.2}
+    run(toy_campaign(sampling=sampling, stopping=stopping), tmp_path / "stopped")
+    with Results.open(tmp_path / "stopped") as results:
+        stopped = results.estimate(results.campaign.criterion("sdc-1"))
+        assert stopped.method == "confidence sequence"
+        assert (stopped.high - stopped.low) / 2 <= 0.2
+        other = results.estimate(results.campaign.criterion("sdc-10%"))
+        assert other.stopping_rule.startswith("as if of fixed n; stopped at")
+
+
+def test_a_list_stands_for_itself_exactly(toy_campaign, tmp_path):
+    rows = [
+        f"{name}.weight,({i} {j}),{bit}".replace(" ", ", ") for name, i, j, bit in [("a", 1, 2, 30), ("b", 0, 3, 7)]
+    ]
+    lines = ["site;index;bit"] + [row.replace(".weight,", ".weight;").replace("),", ");") for row in rows]
+    (tmp_path / "faults.csv").write_text("\n".join(",".join(f'"{c}"' for c in line.split(";")) for line in lines))
+    campaign = toy_campaign(sampling={"kind": "list", "path": str(tmp_path / "faults.csv"), "confidence": 0.95})
+    run(campaign, tmp_path / "store")
+    with Results.open(tmp_path / "store") as results:
+        estimate = results.estimate(campaign.question)
+        assert (estimate.n, estimate.population) == (2, 2)
+        assert estimate.low == estimate.best == estimate.high
+        for _, _, group in results.estimates(campaign.question, "layer"):
+            assert (group.n, group.population, group.low) == (1, 1, group.high)
+
+
 @pytest.mark.parametrize(("at_most", "verdict"), [(0.9, "met"), (0.001, "not met"), (None, "open")])
 def test_verdict(toy_campaign, tmp_path, at_most, verdict):
     if at_most is None:

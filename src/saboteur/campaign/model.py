@@ -158,6 +158,16 @@ class Campaign(_Frozen):
             judge = self.criterion(requirement.criterion)
             if isinstance(judge, FaultCriterion):
                 raise ValueError(f"requirement.unit: {requirement.criterion} judges faults, not inferences; use faults")
+        sampling = self.sampling
+        if self.stopping is not None and (
+            isinstance(sampling, Listed)
+            or (isinstance(sampling, Statistical) and (sampling.refine or sampling.margin_for == "stratum"))
+            or (isinstance(sampling, Fixed) and sampling.n_for == "stratum")
+        ):
+            raise ValueError(
+                "stopping: the interval that is looked at holds for samples shared among strata in proportion; use "
+                "margin_for: total or n_for: total, without refine, or no stopping"
+            )
         if self.bit_error_rate is not None and self.simultaneous != 1:
             raise ValueError("bit_error_rate and simultaneous exclude each other")
         multiple = self.bit_error_rate is not None or self.simultaneous != 1

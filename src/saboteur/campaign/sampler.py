@@ -37,6 +37,11 @@ class Sampler:
             raise FaultError(f"fault list: {sampling.path} holds no faults")
         return faults
 
+    @property
+    def listed_alone(self) -> bool:
+        """Whether estimates speak of the listed faults only."""
+        return isinstance(self.campaign.sampling, Listed) and self.campaign.sampling.represents == "list"
+
     @cached_property
     def list_digest(self) -> str:
         """A hash of the whole fault list; empty where there is none."""
@@ -68,7 +73,7 @@ class Sampler:
         """How many trials each stratum stands for; ``None`` where trials are combinations without number."""
         if self.campaign.multiple:
             return [None] * len(self.strata)
-        if isinstance(self.campaign.sampling, Listed) and self.campaign.sampling.represents == "list":
+        if self.listed_alone:
             return self.limits.tolist()
         return [stratum.size for stratum in self.strata]
 
