@@ -58,14 +58,17 @@ class Narrow:
         self._widened = [index for index in self._frontier if index in (read & others) or index == graph.output]
 
     def _narrow_steps(self, operators: Mapping[int, Operator]) -> list[Operator]:
-        inside, steps = {self.layer.index}, []
+        inside, wide, steps = {self.layer.index}, set(), []
         for node in self.graph.nodes[self.layer.index + 1 :]:
             op = operators.get(node.index)
             scales = isinstance(op, Mixing) and op.layer == self.layer.index != op.index
-            follows = op is not None and any(source in inside for source in op.inputs)
-            if scales or (follows and isinstance(op, Scaling | Pointwise | Adding)):
+            follows = any(source in inside for source in node.inputs)
+            reads_wide = any(source in wide for source in node.inputs)
+            if scales or (follows and not reads_wide and isinstance(op, Scaling | Pointwise | Adding)):
                 inside.add(node.index)
                 steps.append(op)
+            elif follows or reads_wide:
+                wide.add(node.index)
         return steps
 
     def reads(self, planes: Tensor, tap: Tensor) -> Tensor:
