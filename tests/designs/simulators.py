@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +21,17 @@ def run(*command: str | Path, folder: Path) -> str:
     return done.stdout + done.stderr
 
 
-def _hexadecimal(words: np.ndarray) -> list[str]:
-    return ["".join(f"{word:016x}" for word in reversed(row)) for row in words.tolist()]
+def _hexadecimal(values: np.ndarray) -> str:
+    return "\n".join(f"{value:x}" for value in values.tolist())
+
+
+def _bytes(values: np.ndarray, width: int) -> bytes:
+    """Port values as little-endian words of 64 bits."""
+    return b"".join(value.to_bytes(8 * -(-width // 64), "little") for value in values.tolist())
+
+
+def _values(integers: Iterable[int], width: int) -> np.ndarray:
+    return np.array(list(integers), dtype=np.uint64 if width <= 64 else object)
 
 
 def icarus(
@@ -36,25 +45,25 @@ def icarus(
     probes: Mapping[str, int] | None = None,
     preload: Mapping[str, np.ndarray] | None = None,
 ) -> dict[str, np.ndarray]:
-    """Return uint64 ``[cycles, words]`` for each output port and probe (hierarchical name below the top: width).
+    """Return ``[cycles]`` for each output port and probe (hierarchical name below the top: width).
 
-    Memories in ``preload`` (hierarchical name below the top: 64 bits of each word) are filled before the first cycle.
+    Memories in ``preload`` (hierarchical name below the top: unsigned words) are filled before the first cycle.
     """
     probes = probes or {}
     cycles = len(next(iter(stimulus.values())))
     declarations, connections, reads, applies = [], [".clk(clk)"], [], []
-    for port, words in stimulus.items():
-        (folder / f"{port}.hex").write_text("\n".join(_hexadecimal(words)))
-        bits = 64 * words.shape[1]
-        declarations.append(f"reg [{bits - 1}:0] {port}_by_cycle [0:{cycles - 1}]; reg [{widths[port] - 1}:0] {port};")
+    for port, values in stimulus.items():
+        (folder / f"{port}.hex").write_text(_hexadecimal(values))
+        size = f"[{widths[port] - 1}:0]"
+        declarations.append(f"reg {size} {port}_by_cycle [0:{cycles - 1}]; reg {size} {port};")
         reads.append(f'$readmemh("{port}.hex", {port}_by_cycle);')
-        applies.append(f"{port} = {port}_by_cycle[cycle][{widths[port] - 1}:0];")
+        applies.append(f"{port} = {port}_by_cycle[cycle];")
         connections.append(f".{port}({port})")
     for port, width in outputs.items():
         declarations.append(f"wire [{width - 1}:0] {port};")
         connections.append(f".{port}({port})")
     for number, (memory, words) in enumerate((preload or {}).items()):
-        (folder / f"memory{number}.hex").write_text("\n".join(_hexadecimal(words.view(np.uint64)[:, None])))
+        (folder / f"memory{number}.hex").write_text(_hexadecimal(words))
         declarations.append(f"reg [63:0] memory{number} [0:{len(words) - 1}];")
         reads.append(f'$readmemh("memory{number}.hex", memory{number});')
         reads.append(f"for (cycle = 0; cycle < {len(words)}; cycle = cycle + 1)")
@@ -84,16 +93,11 @@ endmodule
     run("vvp", "-n", "bench.vvp", folder=folder)
     columns = zip(*(line.split() for line in (folder / "observed.txt").read_text().splitlines()), strict=True)
     all_widths = {**outputs, **probes}
-    return {name: _words(column, all_widths[name]) for name, column in zip(observed, columns, strict=True)}
-
-
-def _words(column: Sequence[str], width: int) -> np.ndarray:
-    """Read hexadecimal values; an unknown bit (X, before the first reset) reads as 0."""
-    count = -(-width // 64)
-    values = (int(value.replace("x", "0").replace("X", "0"), 16) for value in column)
-    return np.array(
-        [[(value >> (64 * word)) & (2**64 - 1) for word in range(count)] for value in values], dtype=np.uint64
-    )
+    # An unknown bit (X, before the first reset) reads as 0.
+    return {
+        name: _values((int(text.replace("x", "0").replace("X", "0"), 16) for text in column), all_widths[name])
+        for name, column in zip(observed, columns, strict=True)
+    }
 
 
 def verilator(
@@ -102,20 +106,21 @@ def verilator(
     top: str,
     parameters: Mapping[str, int],
     stimulus: Mapping[str, np.ndarray],
+    widths: Mapping[str, int],
     outputs: Mapping[str, int],
 ) -> dict[str, np.ndarray]:
-    """Return uint64 ``[cycles, words]`` for each output port; any lint warning of Verilator is an error.
+    """Return ``[cycles]`` for each output port; any lint warning of Verilator is an error.
 
     Off are warnings about signed operands that Verilog extends by itself, about comparisons that the parameters
     decide, and about bits that nobody reads: what flows past the last column, the upper bits of load data.
     """
     cycles = len(next(iter(stimulus.values())))
-    for port, words in stimulus.items():
-        words.astype("<u8").tofile(folder / f"{port}.bin")
+    for port, values in stimulus.items():
+        (folder / f"{port}.bin").write_bytes(_bytes(values, widths[port]))
     opens = "".join(f'FILE* {port} = fopen("{port}.bin", "rb");' for port in stimulus)
     applies = "".join(
-        f"fread(word, 8, {words.shape[1]}, {port}); memcpy(&top->{port}, word, sizeof top->{port});"
-        for port, words in stimulus.items()
+        f"fread(word, 8, {-(-widths[port] // 64)}, {port}); memcpy(&top->{port}, word, sizeof top->{port});"
+        for port in stimulus
     )
     creates = "".join(f'FILE* {port} = fopen("{port}.bin", "wb");' for port in outputs)
     records = "".join(
@@ -152,10 +157,13 @@ int main() {{
     flags += ["-Wno-WIDTH", "-Wno-UNUSEDSIGNAL", "-Wno-PINCONNECTEMPTY", "-Wno-UNSIGNED", "-Wno-CMPCONST"]
     run("verilator", *flags, "--top-module", top, *settings, "main.cpp", *files, folder=folder)
     run(folder / "obj_dir" / f"V{top}", folder=folder)
-    return {
-        port: np.fromfile(folder / f"{port}.bin", dtype="<u8").reshape(cycles, -(-width // 64))
-        for port, width in outputs.items()
-    }
+    recorded = {}
+    for port, width in outputs.items():
+        size = 8 * -(-width // 64)
+        content = (folder / f"{port}.bin").read_bytes()
+        chunks = (content[at : at + size] for at in range(0, len(content), size))
+        recorded[port] = _values((int.from_bytes(chunk, "little") for chunk in chunks), width)
+    return recorded
 
 
 def yosys(folder: Path, files: Sequence[Path], top: str, parameters: Mapping[str, int], *, gates: bool = True) -> str:

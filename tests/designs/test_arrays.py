@@ -115,11 +115,8 @@ def test_every_register_holds_what_the_reference_model_says(tmp_path: Path, kind
     array = kind(3, 2)
     generator = np.random.default_rng(3)
     # Any controls in any cycle, not only those of a product.
-    stimulus = {
-        port: generator.integers(0, 2**64 if width >= 64 else 2**width, (300, -(-width // 64)), dtype=np.uint64)
-        for port, width in widths(array).items()
-    }
-    stimulus["rst"] = (np.arange(300) % 100 == 0).astype(np.uint64)[:, None]
+    stimulus = {port: designs.pack(generator.integers(0, 2, (300, width)), 1) for port, width in widths(array).items()}
+    stimulus["rst"] = (np.arange(300) % 100 == 0).astype(np.uint64)
     probes = register_probes(array)
     found = simulate(tmp_path, array, stimulus, probes=probes)
     expected = array.trace(stimulus)
@@ -165,7 +162,9 @@ def test_verilator_agrees_without_a_lint_warning(tmp_path: Path, kind: type[Syst
     a, b = operands(array, tiles=200, free=16, seed=6)
     files = designs.sources(array.design)
     stimulus = array.stimulus(a, b)
-    found = simulators.verilator(tmp_path, files, array.design, array.parameters, stimulus, outputs(array))
+    found = simulators.verilator(
+        tmp_path, files, array.design, array.parameters, stimulus, widths(array), outputs(array)
+    )
     np.testing.assert_array_equal(array.result(found, TileShape(*a.shape, 8)), a @ b)
 
 

@@ -86,7 +86,7 @@ def simulate(folder: Path, pipeline: Pipeline, images: int, **options: object) -
     load = "preload" not in options
     stimulus = pipeline.stimulus(range(images), load=load)
     found = simulators.icarus(folder, files, pipeline.name, {}, stimulus, pipeline.ports, pipeline.outputs, **options)
-    offered = stimulus["in_valid"][:, 0] == 1
+    offered = stimulus["in_valid"] == 1
     assert found["in_ready"][offered].all(), "a word was offered that the pipeline could not take"
     return pipeline.result(found, images)
 
@@ -190,11 +190,11 @@ endmodule
     idle = 6 * pipeline.interval * 100 // min(offers, takes)
     loading = pipeline.stimulus([0])
     start = 1 + pipeline.load_cycles()
-    stimulus = {port: np.pad(loading[port][:start], ((0, idle), (0, 0))) for port in pipeline.ports}
+    stimulus = {port: np.pad(loading[port][:start], (0, idle)) for port in pipeline.ports}
     del stimulus["in_valid"], stimulus["in_data"]
-    stimulus["offer"] = (generator.integers(0, 100, (start + idle, 1)) < offers).astype(np.uint64)
+    stimulus["offer"] = (generator.integers(0, 100, start + idle) < offers).astype(np.uint64)
     stimulus["offer"][:start] = 0
-    stimulus["out_ready"] = (generator.integers(0, 100, (start + idle, 1)) < takes).astype(np.uint64)
+    stimulus["out_ready"] = (generator.integers(0, 100, start + idle) < takes).astype(np.uint64)
     files = [tmp_path / "source.v", *designs.sources("layer_engine"), pipeline.write(tmp_path)]
     outputs = {"out_valid": 1, "out_data": 8}
     found = simulators.icarus(tmp_path, files, "source", {}, stimulus, {**pipeline.ports, "offer": 1}, outputs)
@@ -224,7 +224,7 @@ def test_layers_overlap_across_images_at_the_stated_interval(tmp_path: Path) -> 
     found = simulators.icarus(
         tmp_path, files, pipeline.name, {}, stimulus, pipeline.ports, pipeline.outputs, preload=pipeline.memories()
     )
-    finished = np.flatnonzero(found["out_valid"][:, 0])[9::10]
+    finished = np.flatnonzero(found["out_valid"])[9::10]
     # The first layer is the slowest: 8 groups of 8 neurons, 64 inputs each.
     assert np.diff(finished).tolist() == [512, 512, 512]
     assert pipeline.interval == 512
@@ -240,7 +240,7 @@ def test_verilator_agrees_on_twenty_images_without_a_lint_warning(tmp_path: Path
     pipeline = designs.build(workload)
     files = [*designs.sources("layer_engine"), pipeline.write(tmp_path)]
     stimulus = pipeline.stimulus(range(20))
-    found = simulators.verilator(tmp_path, files, pipeline.name, {}, stimulus, pipeline.outputs)
+    found = simulators.verilator(tmp_path, files, pipeline.name, {}, stimulus, pipeline.ports, pipeline.outputs)
     np.testing.assert_array_equal(pipeline.result(found, 20), integer_logits(workload)[:20])
 
 
@@ -277,13 +277,15 @@ def test_a_weight_lies_where_the_documentation_says() -> None:
     memories = pipeline.memories()
     conv2, fc1 = workload.model.conv2.weight, workload.model.fc1.weight
     # Output channel 9 is the third of PE 1; 6 input channels, kernel 3.
-    assert memories["conv2.lane[1].pe.weights"][2 * 54 + (2 * 3 + 1) * 6 + 5] == conv2[9, 5, 2, 1]
+    assert memories["conv2.lane[1].pe.weights"][2 * 54 + (2 * 3 + 1) * 6 + 5] == int(conv2[9, 5, 2, 1]) % 256
     # Feature (channel 7, row 1, column 0) of 16 channels and 2 × 2 places: channels first in PyTorch, last here.
-    assert memories["fc1.lane[3].pe.weights"][0 * 64 + (1 * 2 + 0) * 16 + 7] == fc1[3, 7 * 4 + 1 * 2 + 0]
+    assert memories["fc1.lane[3].pe.weights"][(1 * 2 + 0) * 16 + 7] == int(fc1[3, 7 * 4 + 1 * 2 + 0]) % 256
     assert memories["fc3.scaling.multipliers"][9] == workload.model.fc3.multiplier[9]
+    assert memories["fc3.scaling.biases"][9] == int(workload.model.fc3.bias[9]) % 2**32
+    conv1 = workload.model.conv1
     assert memories["conv1.zero_points"].tolist() == [
-        workload.model.conv1.input_zero_point,
-        workload.model.conv1.output_zero_point,
+        int(conv1.input_zero_point) % 256,
+        int(conv1.output_zero_point) % 256,
     ]
 
 
@@ -300,6 +302,6 @@ def test_bad_arguments_are_named() -> None:
     with pytest.raises(TargetError, match="fraction_bits is 16"):
         designs.build_fixed_point(workloads.load("digits-mlp6"), fraction_bits=16)
     pipeline = designs.build(workload)
-    nothing = {"out_valid": np.zeros((5, 1), np.uint64), "out_data": np.zeros((5, 1), np.uint64)}
+    nothing = {"out_valid": np.zeros(5, np.uint64), "out_data": np.zeros(5, np.uint64)}
     with pytest.raises(TargetError, match="0 words came out of digits_mlp6_int8; 1 images have 10"):
         pipeline.result(nothing, 1)

@@ -1,4 +1,4 @@
-"""Lanes and port words convert into each other."""
+"""Lanes and port values convert into each other."""
 
 from __future__ import annotations
 
@@ -11,13 +11,15 @@ from saboteur.levels.hardware.designs import pack, unpack
 
 
 def test_lane_zero_lies_at_the_least_significant_bits() -> None:
-    assert pack(np.array([[1, -1, 2]]), 8).tolist() == [[0x02FF01]]
-    assert pack(np.array([[-1, 0, 5]]), 32).tolist() == [[0xFFFFFFFF, 5]]
-    assert pack(np.array([[1, 0, 1]]), 1).tolist() == [[0b101]]
+    assert pack(np.array([[1, -1, 2]]), 8).tolist() == [0x02FF01]
+    assert pack(np.array([[-1, 0, 5]]), 32).tolist() == [0xFFFFFFFF | 5 << 64]
+    assert pack(np.array([[1, 0, 1]]), 1).tolist() == [0b101]
 
 
 def test_a_lane_may_straddle_two_words() -> None:
-    assert pack(np.array([[0, 0, 0x7FFFFF]]), 24).tolist() == [[0xFFFF << 48, 0x7F]]
+    values = pack(np.array([[0, 0, 0x7FFFFF], [-1, 0, 0]]), 24)
+    assert values.tolist() == [0x7FFFFF << 48, 0xFFFFFF]
+    assert unpack(values, 24, 3).tolist() == [[0, 0, 0x7FFFFF], [-1, 0, 0]]
 
 
 @given(st.integers(2, 64), st.data())
@@ -28,6 +30,7 @@ def test_unpack_inverts_pack(width: int, data: st.DataObject) -> None:
             np.int64, hnp.array_shapes(min_dims=2, max_dims=2, max_side=9), elements=st.integers(-bound, bound - 1)
         )
     )
-    words = pack(lanes, width)
-    assert words.shape == (lanes.shape[0], -(-lanes.shape[1] * width // 64))
-    np.testing.assert_array_equal(unpack(words, width, lanes.shape[1]), lanes)
+    values = pack(lanes, width)
+    assert values.shape == lanes.shape[:1]
+    assert values.dtype == (np.uint64 if width * lanes.shape[1] <= 64 else object)
+    np.testing.assert_array_equal(unpack(values, width, lanes.shape[1]), lanes)

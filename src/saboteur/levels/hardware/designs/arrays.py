@@ -89,7 +89,7 @@ class SystolicArray(ABC):
             b: Integers ``[tiles, k, n]`` in the same range.
 
         Returns:
-            For each input port except ``clk``, uint64 ``[cycles, words]`` (see
+            For each input port except ``clk``, ``[cycles]`` (see
             :mod:`saboteur.levels.hardware.designs.ports`).
 
         Raises:
@@ -103,7 +103,7 @@ class SystolicArray(ABC):
         The results are read in the cycles in which they are due, whatever ``south_valid`` says.
 
         Args:
-            outputs: At least ``south``, uint64 ``[cycles, words]``.
+            outputs: At least ``south``, ``[cycles]``.
             shape: Sizes of the tiles that went in.
         """
 
@@ -209,7 +209,7 @@ class OutputStationary(SystolicArray):
         cycles = len(stimulus["rst"])
         held = self._empty_trace(cycles)
         for cycle in range(cycles - 1):
-            if stimulus["rst"][cycle, 0]:
+            if stimulus["rst"][cycle]:
                 continue
             now = {name: values[cycle] for name, values in held.items()}
             for name in ("a", "valid", "clear", "drain"):
@@ -288,7 +288,7 @@ class WeightStationary(SystolicArray):
         cycles = len(stimulus["rst"])
         held = self._empty_trace(cycles)
         for cycle in range(cycles - 1):
-            if stimulus["rst"][cycle, 0]:
+            if stimulus["rst"][cycle]:
                 continue
             now = {name: values[cycle] for name, values in held.items()}
             for name, source in sources.items():

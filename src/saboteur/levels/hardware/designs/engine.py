@@ -19,7 +19,7 @@ import numpy as np
 
 from saboteur.errors import TargetError
 from saboteur.levels.hardware.designs.arrays import RESET_CYCLES
-from saboteur.levels.hardware.designs.ports import pack, unpack
+from saboteur.levels.hardware.designs.ports import unpack
 
 if TYPE_CHECKING:
     from torch import nn
@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 ACC_WIDTH = 32
 FIXED_POINT_WIDTH = 16
 MULTIPLIER_FRACTION_BITS = 31
-SHIFT_MASK = 31
+PARAMETER_WIDTH = 32
+SHIFT_WIDTH = 5
 # What load_memory says, see layer_engine.v. PE p has WEIGHTS + p.
 BIASES, MULTIPLIERS, SHIFTS, ZERO_POINTS, WEIGHTS = range(5)
 # Registers between the counters of an engine and the next engine's buffer, with room for the handshakes.
@@ -128,22 +129,26 @@ class EngineLayer:
             "RELU": int(self.relu),
         }
 
-    def memories(self) -> dict[str, np.ndarray]:
-        """Return the contents of the engine's memories, int64 ``[depth]``, by name below the engine.
+    def memories(self, data_width: int) -> dict[str, np.ndarray]:
+        """Return the contents of the engine's memories by name below the engine.
 
         PE *p* works on output channels ``p``, ``P + p``, ``2 P + p``, ...; word ``group * taps + tap`` of its
         weights is tap ``(kernel row, kernel column, input channel)`` of channel ``group * P + p``, 0 where there is
         no such channel.
+
+        Returns:
+            uint64 ``[depth]``, two's complement in as many bits as a word of the memory has.
         """
         weights = np.zeros((self.groups * self.pes, self.taps), dtype=np.int64)
         weights[: len(self.weight)] = self.weight.reshape(len(self.weight), self.taps)
         by_pe = weights.reshape(self.groups, self.pes, self.taps).swapaxes(0, 1).reshape(self.pes, -1)
+        zero_points = np.array([self.input_zero_point, self.output_zero_point])
         return {
-            "scaling.biases": self.bias.astype(np.int64),
-            "scaling.multipliers": self.multiplier.astype(np.int64),
-            "scaling.shifts": self.shift.astype(np.int64),
-            "zero_points": np.array([self.input_zero_point, self.output_zero_point], dtype=np.int64),
-            **{f"lane[{pe}].pe.weights": words for pe, words in enumerate(by_pe)},
+            "scaling.biases": _words(self.bias, PARAMETER_WIDTH),
+            "scaling.multipliers": _words(self.multiplier, PARAMETER_WIDTH),
+            "scaling.shifts": _words(self.shift, SHIFT_WIDTH),
+            "zero_points": _words(zero_points, data_width),
+            **{f"lane[{pe}].pe.weights": _words(words, data_width) for pe, words in enumerate(by_pe)},
         }
 
     def reference(self, images: np.ndarray, data_width: int) -> np.ndarray:
@@ -163,7 +168,7 @@ class EngineLayer:
         sums = np.einsum("nyxcij,oijc->nyxo", windows, self.weight.astype(np.int64), optimize=True) + self.bias
         # The accumulator wraps modulo 2^32; the product of 64 bits is rounded once, halves away from zero.
         products = sums.astype(np.int32).astype(np.int64) * self.multiplier
-        bits = MULTIPLIER_FRACTION_BITS + (self.shift & SHIFT_MASK)
+        bits = MULTIPLIER_FRACTION_BITS + (self.shift & (2**SHIFT_WIDTH - 1))
         scaled = (products + (np.int64(1) << (bits - 1)) - (products < 0)) >> bits
         highest = 2 ** (data_width - 1) - 1
         outputs = np.clip(scaled + self.output_zero_point, -highest - 1, highest)
@@ -267,7 +272,11 @@ class Pipeline:
 
     def memories(self) -> dict[str, np.ndarray]:
         """Return the contents of all memories, int64 ``[depth]``, by hierarchical name below the top module."""
-        return {f"{layer.name}.{memory}": words for layer in self.layers for memory, words in layer.memories().items()}
+        return {
+            f"{layer.name}.{memory}": words
+            for layer in self.layers
+            for memory, words in layer.memories(self.data_width).items()
+        }
 
     def expected(self, images: Sequence[int] | np.ndarray) -> np.ndarray:
         """Return the words that must come out for these images, int64 ``[images, classes]``, computed in NumPy."""
@@ -302,23 +311,23 @@ class Pipeline:
             load: Whether to load the memories through the load port.
 
         Returns:
-            For each input port except ``clk``, uint64 ``[cycles, words]`` (see
+            For each input port except ``clk``, ``[cycles]`` (see
             :mod:`saboteur.levels.hardware.designs.ports`).
         """
         words = self.words[np.asarray(images)]
-        loads = self._loads() if load else np.zeros((0, 4), dtype=np.int64)
+        loads = self._loads() if load else np.zeros((0, 4), dtype=np.uint64)
         start = RESET_CYCLES + len(loads)
         cycles = start + (len(words) - 1) * self.interval + self.latency
-        values = {port: np.zeros((cycles, 1), dtype=np.int64) for port in self.ports}
+        values = {port: np.zeros(cycles, dtype=np.uint64) for port in self.ports}
         values["rst"][:RESET_CYCLES] = 1
         values["load"][RESET_CYCLES:start] = 1
         for column, port in enumerate(("load_layer", "load_memory", "load_address", "load_data")):
-            values[port][RESET_CYCLES:start, 0] = loads[:, column]
+            values[port][RESET_CYCLES:start] = loads[:, column]
         when = start + np.arange(len(words))[:, None] * self.interval + np.arange(words.shape[1])
-        values["in_valid"][when, 0] = 1
-        values["in_data"][when, 0] = words
+        values["in_valid"][when] = 1
+        values["in_data"][when] = _words(words, self.data_width)
         values["out_ready"][:] = 1
-        return {port: pack(column, self.ports[port]) for port, column in values.items()}
+        return values
 
     def _loads(self) -> np.ndarray:
         """One row a word: layer, memory, address, data."""
@@ -331,9 +340,9 @@ class Pipeline:
                 "zero_points": ZERO_POINTS,
                 **{f"lane[{pe}].pe.weights": WEIGHTS + pe for pe in range(layer.pes)},
             }
-            for name, words in layer.memories().items():
-                address = np.arange(len(words))
-                where = np.broadcast_to([index, numbers[name]], (len(words), 2))
+            for name, words in layer.memories(self.data_width).items():
+                address = np.arange(len(words), dtype=np.uint64)
+                where = np.broadcast_to(np.array([index, numbers[name]], dtype=np.uint64), (len(words), 2))
                 rows.append(np.column_stack([where, address, words]))
         return np.concatenate(rows)
 
@@ -341,14 +350,14 @@ class Pipeline:
         """Return the results of the first ``images`` images, int64 ``[images, classes]``.
 
         Args:
-            outputs: ``out_valid`` and ``out_data`` by cycle, uint64 ``[cycles, words]``, from :meth:`stimulus`.
+            outputs: ``out_valid`` and ``out_data`` by cycle, ``[cycles]``, from :meth:`stimulus`.
             images: How many images went in.
 
         Raises:
             TargetError: If there are fewer results than that.
         """
         classes = int(np.prod(self.layers[-1].out_shape))
-        came = outputs["out_valid"][:, 0].astype(bool)
+        came = outputs["out_valid"].astype(bool)
         words = unpack(outputs["out_data"][came], self.data_width, 1)[:, 0]
         if len(words) < images * classes:
             raise TargetError(f"{len(words)} words came out of {self.name}; {images} images have {images * classes}")
@@ -490,6 +499,10 @@ def _chain(model: nn.Module, image: Sequence[int]) -> list[_Link]:
         if links:
             shape = links[-1].after()
     return links
+
+
+def _words(integers: np.ndarray, width: int) -> np.ndarray:
+    return integers.astype(np.int64).view(np.uint64) & np.uint64(2**width - 1)
 
 
 def _fixed(reals: np.ndarray, fraction_bits: int, width: int) -> np.ndarray:

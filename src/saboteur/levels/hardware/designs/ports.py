@@ -1,8 +1,8 @@
-"""Port values of a design, cycle by cycle, as columns of 64-bit words.
+"""Port values of a design, cycle by cycle.
 
-The value of a port over time is a uint64 array ``[cycles, words]`` with ``words = ceil(port width / 64)``, least
-significant word first. Many ports are a row of equal lanes (one for each row or column of an array), lane *i* at
-the bits ``[i * width, (i + 1) * width)``; :func:`pack` and :func:`unpack` convert between the two.
+The value of a port over time is an array ``[cycles]``: uint64, or Python integers (dtype object) where the port is
+wider than 64 bits. Many ports are a row of equal lanes (one for each row or column of an array), lane *i* at the
+bits ``[i * width, (i + 1) * width)``; :func:`pack` and :func:`unpack` convert between the two.
 """
 
 from __future__ import annotations
@@ -13,28 +13,27 @@ WORD_BITS = 64
 
 
 def pack(lanes: np.ndarray, width: int) -> np.ndarray:
-    """Pack lanes of ``width`` bits into port words.
+    """Pack lanes of ``width`` bits into the values of a port.
 
     Args:
         lanes: Integers ``[cycles, lanes]``; negative ones in two's complement; only the ``width`` lowest bits count.
         width: Bits of a lane, 1 to 64.
 
     Returns:
-        uint64 ``[cycles, words]``.
+        ``[cycles]``, uint64 where all lanes fit 64 bits, otherwise Python integers.
     """
-    cycles, count = lanes.shape
-    positions = np.arange(width, dtype=np.uint64)
-    bits = ((lanes.astype(np.int64).view(np.uint64)[..., None] >> positions) & np.uint64(1)).astype(np.uint8)
-    padded = np.zeros((cycles, -(-count * width // WORD_BITS) * WORD_BITS), dtype=np.uint8)
-    padded[:, : count * width] = bits.reshape(cycles, count * width)
-    return np.packbits(padded, axis=1, bitorder="little").view("<u8").astype(np.uint64, copy=False)
+    unsigned = np.ascontiguousarray(lanes, dtype=np.int64).view(np.uint64) & np.uint64(2**width - 1)
+    places = width * np.arange(lanes.shape[1])
+    if width * lanes.shape[1] <= WORD_BITS:
+        return (unsigned << places.astype(np.uint64)).sum(axis=1, dtype=np.uint64)
+    return (unsigned.astype(object) << places.astype(object)).sum(axis=1)
 
 
-def unpack(words: np.ndarray, width: int, count: int, *, signed: bool = True) -> np.ndarray:
-    """Unpack ``count`` lanes of ``width`` bits from port words; the inverse of :func:`pack`.
+def unpack(values: np.ndarray, width: int, count: int, *, signed: bool = True) -> np.ndarray:
+    """Unpack ``count`` lanes of ``width`` bits from the values of a port; the inverse of :func:`pack`.
 
     Args:
-        words: uint64 ``[cycles, words]``.
+        values: ``[cycles]``, uint64 or Python integers.
         width: Bits of a lane, 1 to 64 (1 to 63 if unsigned).
         count: Number of lanes.
         signed: Read a lane as two's complement.
@@ -42,10 +41,11 @@ def unpack(words: np.ndarray, width: int, count: int, *, signed: bool = True) ->
     Returns:
         int64 ``[cycles, count]``.
     """
-    little = np.ascontiguousarray(words, dtype="<u8")
-    bits = np.unpackbits(little.view(np.uint8), axis=1, bitorder="little", count=count * width)
-    places = np.uint64(1) << np.arange(width, dtype=np.uint64)
-    lanes = (bits.reshape(len(words), count, width) * places).sum(axis=2, dtype=np.uint64)
+    places = width * np.arange(count)
+    if values.dtype == object:
+        lanes = (values[:, None] >> places.astype(object) & (2**width - 1)).astype(np.uint64)
+    else:
+        lanes = values[:, None] >> places.astype(np.uint64) & np.uint64(2**width - 1)
     if signed:
         unused = np.int64(WORD_BITS - width)
         return (lanes << np.uint64(unused)).view(np.int64) >> unused
