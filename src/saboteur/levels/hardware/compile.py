@@ -1,0 +1,465 @@
+"""Native code for a design: each slice of each module becomes one C function over all lanes, each lane a machine.
+
+At word level a slot holds 64 lanes of the narrowest integer that fits; a slice is one loop over the lanes, which
+the C compiler turns into SIMD code. At gate level a slot is one 512-bit vector, a bit for each of 512 machines, and
+a slice is straight-line logic on vectors.
+
+A slice comes in two forms: a clean one, and a hooked one in which every operand of every cell (*pin*) and every
+output (*net*) passes through two masks of its own, v ← (v AND a) XOR x, lane by lane. A run uses the hooked form
+only for instances in which a fault is present at that cycle.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
+from importlib.util import find_spec
+from pathlib import Path
+
+from saboteur.errors import TargetError
+from saboteur.levels.hardware.importing import Level
+from saboteur.levels.hardware.netlist import Bit, Cell, Design, Slice, plain
+
+LANES: dict[Level, int] = {"word": 64, "gate": 512}
+_GATES = {
+    "$_NOT_": "~{A}",
+    "$_BUF_": "{A}",
+    "$_AND_": "{A} & {B}",
+    "$_NAND_": "~({A} & {B})",
+    "$_OR_": "{A} | {B}",
+    "$_NOR_": "~({A} | {B})",
+    "$_XOR_": "{A} ^ {B}",
+    "$_XNOR_": "~({A} ^ {B})",
+    "$_MUX_": "{A} ^ (({A} ^ {B}) & {S})",
+}
+_PRELUDE = """
+#include <stdint.h>
+typedef uint8_t u8; typedef uint16_t u16; typedef uint32_t u32; typedef uint64_t u64;
+typedef int8_t s8; typedef int16_t s16; typedef int32_t s32; typedef int64_t s64;
+typedef u64 W __attribute__((vector_size(64)));
+static inline u64 udiv(u64 a, u64 b) { return b ? a / b : 0; }
+static inline u64 umod(u64 a, u64 b) { return b ? a % b : 0; }
+static inline s64 sdiv(s64 a, s64 b) { return b == 0 ? 0 : b == -1 ? (s64)(0 - (u64)a) : a / b; }
+static inline s64 smod(s64 a, s64 b) { return b == 0 || b == -1 ? 0 : a % b; }
+static inline s64 fdiv(s64 a, s64 b) { s64 q = sdiv(a, b), r = smod(a, b); return r && (r < 0) != (b < 0) ? q - 1 : q; }
+static inline s64 fmod_(s64 a, s64 b) { s64 r = smod(a, b); return r && (r < 0) != (b < 0) ? r + b : r; }
+"""
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where the hooked form of a slice can put a fault.
+
+    Attributes:
+        cell: index of the cell in its module.
+        port: the input port of the cell, ``Y`` for its output (a flip-flop's output is a slot).
+        width: in bits.
+        offset: of its masks in the hook memory of a node, in bytes: and-mask, xor-mask, and for outputs the
+            value before masking, one after the other.
+    """
+
+    cell: int
+    port: str
+    width: int
+    offset: int
+
+
+def lane_bytes(width: int, level: Level) -> int:
+    """Bytes of one lane of a word-level slot: 1, 2, 4 or 8; at gate level, of the whole slot."""
+    if level == "gate":
+        return 64
+    return next(size for size in (1, 2, 4, 8) if width <= 8 * size)
+
+
+def slot_bytes(width: int, level: Level) -> int:
+    """Bytes of all lanes of a slot."""
+    return 64 if level == "gate" else LANES["word"] * lane_bytes(width, level)
+
+
+class SliceCode:
+    """C for one slice; the sites of its hooked form."""
+
+    def __init__(self, part: Slice, hooked: bool):
+        self.part, self.module, self.hooked = part, part.module, hooked
+        self.level = part.module.level
+        self.sites: list[Site] = []
+        self.hook_bytes = 0
+        self._lines: list[str] = []
+        self._defined: set[tuple[str, int]] = set()
+        emit = self._gate if self.level == "gate" else self._operator
+        for source in part.reads:
+            self._load(source)
+        for cell in part.cells:
+            emit(cell, self.module.cells[cell])
+            self._store(("cell", cell), f"c{cell}")
+        for flip_flop in part.flip_flops:
+            cell = self.module.cells[flip_flop]
+            value = self._operand(flip_flop, cell, "D", len(cell.output))
+            self._store(("state", flip_flop), value)
+
+    def function(self, name: str) -> str:
+        """The C function: pointers to the lanes of each slot read, then written; the hook memory."""
+        hook = ", const char *restrict h" if self.hooked else ""
+        if self.level == "gate":
+            return f"void {name}(char *const *p{hook}) {{\n" + "\n".join(self._lines) + "\n}\n"
+        arguments = [
+            f"{'const ' * (k < len(self.part.reads))}{self._type(self._width(source))} *restrict a{k} = (void*)p[{k}];"
+            for k, source in enumerate((*self.part.reads, *self.part.writes))
+        ]
+        return (
+            f"void {name}(char *const *p{hook}) {{\n" + "\n".join(arguments) + "\n#pragma GCC ivdep\n"
+            f"for (int l = 0; l < {LANES['word']}; l++) {{\n" + "\n".join(self._lines) + "\n}}\n"
+        )
+
+    # -- values -----------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def _type(width: int, signed: bool = False) -> str:
+        return f"{'s' if signed else 'u'}{8 * lane_bytes(width, 'word')}"
+
+    def _width(self, source: tuple[str, int]) -> int:
+        return len(self.module.words[source[1]]) if source[0] == "in" else len(self.module.cells[source[1]].output)
+
+    def _variable(self, source: tuple[str, int]) -> str:
+        return {"in": "i", "cell": "c", "state": "s"}[source[0]] + str(source[1])
+
+    def _load(self, source: tuple[str, int]) -> None:
+        k = self.part.reads.index(source)
+        if self.level == "gate":
+            self._lines.append(f"W {self._variable(source)} = *(const W*)p[{k}];")
+        else:
+            self._lines.append(f"{self._type(self._width(source))} {self._variable(source)} = a{k}[l];")
+
+    def _store(self, target: tuple[str, int], value: str) -> None:
+        if target in self.part.writes:
+            k = len(self.part.reads) + self.part.writes.index(target)
+            self._lines.append(f"*(W*)p[{k}] = {value};" if self.level == "gate" else f"a{k}[l] = {value};")
+
+    def _mask(self, value: str, site: tuple[int, str, int]) -> str:
+        """Pass a value through the masks of a site of the hooked form."""
+        if not self.hooked:
+            return value
+        cell, port, width = site
+        size = slot_bytes(width, self.level)
+        self.sites.append(Site(cell, port, width, self.hook_bytes))
+        at = self.hook_bytes
+        self.hook_bytes += size * (3 if port == "Y" else 2)
+        kind, lane = ("W", "") if self.level == "gate" else (self._type(width), "[l]")
+        star = "*" if self.level == "gate" else ""
+        if port == "Y":
+            self._lines.append(f"{star}(({kind}*)(h + {at + 2 * size})){lane} = {value};")
+        masks = [f"{star}((const {kind}*)(h + {at + k * size})){lane}" for k in range(2)]
+        return f"(({kind})(({value}) & {masks[0]}) ^ {masks[1]})"
+
+    def _bits(self, bits: Sequence[Bit], kind: str) -> str:
+        """A word of the C type ``kind`` put together from bits."""
+        terms, constant, k = [], 0, 0
+        while k < len(bits):
+            source = self.module.source_of(bits[k])
+            if source is None:
+                constant |= (bits[k] == "1") << k
+                k += 1
+                continue
+            low = self._position(bits[k])
+            n = 1
+            while k + n < len(bits) and self.module.source_of(bits[k + n]) == source:
+                if self._position(bits[k + n]) != low + n:
+                    break
+                n += 1
+            term, width = self._variable(source), self._width(source)
+            if low:
+                term = f"({self._type(width)})({term} >> {low})"
+            if low + n < width:
+                term = f"({term} & {hex((1 << n) - 1)}u{'ll' * (n > 32)})"
+            term = f"({kind})({term})"
+            terms.append(f"({kind})({term} << {k})" if k else term)
+            k += n
+        if constant or not terms:
+            terms.append(f"({kind}){hex(constant)}{'ull' * (constant > 0x7FFFFFFF)}")
+        return terms[0] if len(terms) == 1 else "(" + " | ".join(terms) + ")"
+
+    def _position(self, bit: Bit) -> int:
+        driver = self.module.drivers[bit]
+        return driver[2] if driver[0] in ("cell", "state") else self.module.word_of[bit][1]
+
+    def _operand(self, index: int, cell: Cell, port: str, width: int, signed: bool = False) -> str:
+        """An input of a cell, extended or cut to ``width`` in the C type of that width."""
+        bits = cell.inputs[port]
+        if self.level == "gate":
+            source = self.module.source_of(bits[0])
+            value = self._variable(source) if source else f"((W){{}} - {int(bits[0] == '1')})"
+            return self._mask(value, (index, port, 1))
+        own = self._type(len(bits))
+        value = self._mask(self._bits(bits, own), (index, port, len(bits)))
+        kind = self._type(width)
+        if len(bits) > width:
+            return f"({kind})(({kind})({value}) & {_ones(width)})"
+        if not signed or len(bits) == width:
+            return f"({kind})({value})"
+        return f"({kind})({_sign_extended(value, len(bits), width)} & {_ones(width)})"
+
+    # -- cells ------------------------------------------------------------------------------------------------
+
+    def _gate(self, index: int, cell: Cell) -> None:
+        if cell.kind not in _GATES:
+            raise TargetError(
+                f"{plain(self.module.name)}: {cell.kind} {plain(cell.name)}: not a cell of the gate level"
+            )
+        values = {}
+        for port in cell.inputs:
+            values[port] = f"x{index}{port}"
+            self._lines.append(f"W {values[port]} = {self._operand(index, cell, port, 1)};")
+        value = f"y{index}"
+        self._lines.append(f"W {value} = {_GATES[cell.kind].format(**values)};")
+        self._lines.append(f"W c{index} = {self._mask(value, (index, 'Y', 1))};")
+
+    def _operator(self, index: int, cell: Cell) -> None:
+        width = len(cell.output)
+        kind = self._type(width)
+        value = self._expression(index, cell, width)
+        self._lines.append(f"{kind} y{index} = ({kind})({value}) & {_ones(width)};")
+        self._lines.append(f"{kind} c{index} = {self._mask(f'y{index}', (index, 'Y', width))};")
+
+    def _expression(self, index: int, cell: Cell, width: int) -> str:
+        kind, inputs = cell.kind, cell.inputs
+        both_signed = bool(cell.parameters.get("A_SIGNED") and cell.parameters.get("B_SIGNED", 1))
+
+        def operand(port: str, wide: int = width, signed: bool = both_signed) -> str:
+            name = f"x{index}{port}"
+            self._lines.append(f"{self._type(wide)} {name} = {self._operand(index, cell, port, wide, signed)};")
+            return name
+
+        if kind in _GATES:
+            values = {port: operand(port, 1, False) for port in inputs}
+            return _GATES[kind].format(**values)
+        binary = {"$add": "+", "$sub": "-", "$and": "&", "$or": "|", "$xor": "^"}
+        if kind in binary:
+            return f"{operand('A')} {binary[kind]} {operand('B')}"
+        if kind == "$xnor":
+            return f"~({operand('A')} ^ {operand('B')})"
+        if kind in ("$not", "$neg", "$pos"):
+            return {"$not": "~", "$neg": "0 - ", "$pos": ""}[kind] + operand("A")
+        if kind == "$mul":
+            product = min(width, len(inputs["A"]) + len(inputs["B"]))
+            wide = self._type(max(product, 16))
+            a, b = operand("A", product), operand("B", product)
+            value = f"({wide})({wide}){a} * ({wide}){b}" if wide != "u16" else f"(u16)((u32){a} * (u32){b})"
+            self._lines.append(f"{self._type(product)} m{index} = ({self._type(product)})({value}) & {_ones(product)};")
+            return _sign_extended(f"m{index}", product, width) if both_signed and product < width else f"m{index}"
+        if kind in ("$div", "$mod", "$divfloor", "$modfloor"):
+            wide = max(len(inputs["A"]), len(inputs["B"]), width)
+            a, b = operand("A", wide), operand("B", wide)
+            if not both_signed:
+                return f"{'udiv' if 'div' in kind else 'umod'}({a}, {b})"
+            name = {"$div": "sdiv", "$mod": "smod", "$divfloor": "fdiv", "$modfloor": "fmod_"}[kind]
+            return f"{name}((s64){_sign_extended(a, wide, 64)}, (s64){_sign_extended(b, wide, 64)})"
+        comparison = {"$lt": "<", "$le": "<=", "$gt": ">", "$ge": ">="}
+        comparison |= {"$eq": "==", "$eqx": "==", "$ne": "!=", "$nex": "!="}
+        if kind in comparison:
+            wide = max(len(inputs["A"]), len(inputs["B"]))
+            a, b = operand("A", wide), operand("B", wide)
+            if both_signed and kind in ("$lt", "$le", "$gt", "$ge"):
+                signed = self._type(wide, signed=True)
+                a, b = (f"({signed}){_sign_extended(v, wide, wide)}" for v in (a, b))
+            return f"{a} {comparison[kind]} {b}"
+        if kind in ("$shl", "$sshl", "$shr", "$sshr", "$shift", "$shiftx"):
+            return self._shift(index, cell, width, operand)
+        if kind in ("$mux", "$bwmux"):
+            a, b = operand("A", signed=False), operand("B", signed=False)
+            s = operand("S", len(inputs["S"]), False)
+            select = f"({self._type(width)})(0 - ({self._type(width)}){s})" if kind == "$mux" else s
+            return f"{a} ^ (({a} ^ {b}) & {select})"
+        if kind == "$pmux":
+            return self._pmux(index, cell, width, operand("A", signed=False))
+        return self._logic(cell, operand)
+
+    def _logic(self, cell: Cell, operand: Callable[..., str]) -> str:
+        wide = {port: len(bits) for port, bits in cell.inputs.items()}
+        a = operand("A", wide["A"], False)
+        match cell.kind:
+            case "$logic_not":
+                return f"{a} == 0"
+            case "$reduce_or" | "$reduce_bool":
+                return f"{a} != 0"
+            case "$reduce_and":
+                return f"{a} == {_ones(wide['A'])}"
+            case "$logic_and":
+                return f"({a} != 0) & ({operand('B', wide['B'], False)} != 0)"
+            case "$logic_or":
+                return f"({a} != 0) | ({operand('B', wide['B'], False)} != 0)"
+        folded, step = a, 8 * lane_bytes(wide["A"], "word") // 2
+        for shift in (32, 16, 8, 4, 2, 1):
+            if shift <= step:
+                self._lines.append(f"{a} ^= {a} >> {shift};")
+        return f"({folded} & 1)" if cell.kind == "$reduce_xor" else f"(~{folded} & 1)"
+
+    def _pmux(self, index: int, cell: Cell, width: int, default: str) -> str:
+        kind = self._type(width)
+        cases = [cell.inputs["B"][k : k + width] for k in range(0, len(cell.inputs["B"]), width)]
+        select = [self._mask(self._bits([bit], "u8"), (index, f"S{k}", 1)) for k, bit in enumerate(cell.inputs["S"])]
+        self._lines.append(f"{kind} z{index} = {default};")
+        for k, (bits, s) in enumerate(zip(cases, select, strict=True)):
+            value = self._mask(self._bits(bits, kind), (index, f"B{k}", width))
+            self._lines.append(f"z{index} ^= (z{index} ^ ({kind})({value})) & ({kind})(0 - ({kind})({s}));")
+        return f"z{index}"
+
+    def _shift(self, index: int, cell: Cell, width: int, operand: Callable[..., str]) -> str:
+        kind, a_width = cell.kind, len(cell.inputs["A"])
+        a_signed = bool(cell.parameters.get("A_SIGNED"))
+        amount = operand("B", min(len(cell.inputs["B"]), 64), False)
+        b_signed = bool(cell.parameters.get("B_SIGNED")) and kind in ("$shift", "$shiftx")
+        if a_width > 64:
+            return self._select(index, cell, width, amount, b_signed)
+        wide = max(a_width, width)
+        a = operand("A", wide, a_signed)
+        word, bits = self._type(wide), 8 * lane_bytes(wide, "word")
+
+        def shifted(direction: str, by: str) -> str:
+            if kind == "$sshr" and a_signed and direction == ">>":
+                signed = self._type(wide, signed=True)
+                full = f"({signed}){_sign_extended(a, wide, wide)}"
+                return f"({word})({full} >> ({by} < {bits} ? {by} : {bits - 1}))"
+            return f"({word})({by} < {bits} ? {a} {direction} {by} : 0)"
+
+        if kind in ("$shl", "$sshl"):
+            return shifted("<<", amount)
+        if not b_signed:
+            return shifted(">>", amount)
+        b_width = len(cell.inputs["B"])
+        self._lines.append(f"s64 n{index} = (s64){_sign_extended(amount, b_width, 64)};")
+        return f"(n{index} < 0 ? {shifted('<<', f'(-n{index})')} : {shifted('>>', f'n{index}')})"
+
+    def _select(self, index: int, cell: Cell, width: int, amount: str, signed: bool) -> str:
+        """Bits of a word wider than 64, from a variable position on."""
+        bits = [*["0"] * 64, *cell.inputs["A"], *["0"] * 64]
+        limbs = [bits[k : k + 64] for k in range(0, len(bits), 64)]
+        at = f"(u64)(s64){_sign_extended(amount, len(cell.inputs['B']), 64)}" if signed else f"(u64){amount}"
+        self._lines.append(f"u64 z{index} = 0, b{index} = {at} + 64, r{index} = b{index} & 63;")
+        for k, limb in enumerate(limbs):
+            limb = [*limb, *["0"] * (64 - len(limb))]
+            value = self._mask(self._bits(limb, "u64"), (index, f"A{k}", 64))
+            self._lines.append(f"u64 v{index}_{k} = {value};")
+            self._lines.append(f"z{index} |= (b{index} >> 6) == {k} ? v{index}_{k} >> r{index} : 0;")
+            if k:
+                high = f"v{index}_{k} << 1 << (63 - r{index})"
+                self._lines.append(f"z{index} |= (b{index} >> 6) == {k - 1} ? {high} : 0;")
+        return f"z{index}"
+
+
+def _ones(width: int) -> str:
+    return hex((1 << width) - 1) + ("ull" if width > 32 else "u")
+
+
+def _sign_extended(value: str, width: int, to: int) -> str:
+    """C for a ``width``-bit value with its sign in all upper bits of the type of ``to`` bits."""
+    bits = 8 * lane_bytes(to, "word")
+    if bits == width:
+        return f"((u{bits})({value}))"
+    return f"((u{bits})((s{bits})((u{bits})({value}) << {bits - width}) >> {bits - width}))"
+
+
+class CompiledDesign:
+    """A design with its native code.
+
+    Args:
+        design: the elaborated design.
+    """
+
+    def __init__(self, design: Design):
+        self.design, self.level = design, design.level
+        self.lanes = LANES[design.level]
+        self.slices = [part for module in design.modules.values() for part in module.slices]
+        self.number = {(part.module.name, part.index): i for i, part in enumerate(self.slices)}
+
+    @cached_property
+    def clean(self) -> ctypes.CDLL:
+        """The slices as functions ``slice_0`` … in a table ``slices``."""
+        return load(self._source(hooked=False), "-O3" if self.level == "word" else "-O2")
+
+    @cached_property
+    def hooked_code(self) -> list[SliceCode]:
+        """The hooked form of every slice, with its sites."""
+        return [SliceCode(part, hooked=True) for part in self.slices]
+
+    @cached_property
+    def hooked(self) -> ctypes.CDLL:
+        """The hooked slices in a table ``slices``."""
+        return load(self._source(hooked=True), "-O3" if self.level == "word" else "-O1")
+
+    @cached_property
+    def runtime(self) -> ctypes.CDLL:
+        """What runs a design, for this level."""
+        text = (Path(__file__).parent / "runtime.c").read_text()
+        return load(f"#define GATE {int(self.level == 'gate')}\n{text}")
+
+    def table(self, library: ctypes.CDLL) -> list[int]:
+        """The addresses of a library's slices."""
+        return list((ctypes.c_void_p * max(len(self.slices), 1)).in_dll(library, "slices"))
+
+    def _source(self, hooked: bool) -> str:
+        code = self.hooked_code if hooked else [SliceCode(part, hooked=False) for part in self.slices]
+        functions = "".join("static " + part.function(f"slice_{i}") for i, part in enumerate(code))
+        table = ", ".join(f"(void*)slice_{i}" for i in range(len(code))) or "0"
+        return f"{_PRELUDE}\n{functions}\nvoid *slices[] = {{{table}}};\n"
+
+
+def load(source: str, optimize: str = "-O3") -> ctypes.CDLL:
+    """Compile C into a shared library, unless the cache has it, and load it.
+
+    The cache is ``saboteur/hardware`` in the user's cache folder, by a hash of source, compiler and processor.
+
+    Raises:
+        TargetError: when there is no C compiler, or it fails.
+    """
+    command = [*_compiler(), "-std=gnu11", "-fPIC", "-shared", "-w", optimize]
+    command += ["-march=native"]
+    identity = "\0".join([source, *command, _version(), _processor()])
+    path = _cache() / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.so"
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            text, built = Path(folder, "design.c"), Path(folder, "design.so")
+            text.write_text(source)
+            run = subprocess.run([*command, "-o", str(built), str(text)], capture_output=True, text=True)
+            if run.returncode:
+                raise TargetError(f"the C compiler {command[0]} failed: {run.stderr.strip()[:500]}")
+            built.replace(path)
+    return ctypes.CDLL(str(path))
+
+
+@cache
+def _compiler() -> tuple[str, ...]:
+    for name in (os.environ.get("CC"), "cc", "gcc", "clang"):
+        if name and shutil.which(name):
+            return (name,)
+    if find_spec("ziglang"):
+        return sys.executable, "-m", "ziglang", "cc"
+    raise TargetError("no C compiler: install one, or: pip install ziglang")
+
+
+@cache
+def _version() -> str:
+    return subprocess.run([*_compiler(), "--version"], capture_output=True, text=True).stdout
+
+
+@cache
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() + platform.machine()
+    return next((line for line in lines if line.startswith(("flags", "Features"))), platform.machine())
+
+
+def _cache() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "saboteur" / "hardware"

@@ -1,0 +1,387 @@
+"""Golden runs and fault-parallel runs of a compiled design.
+
+Values of slots travel as arrays of the *golden type*: ``uint64`` words at word level, ``uint8`` bits at gate level.
+Time is in clock cycles; the row of cycle t holds the states before the t-th clock edge and the nets that follow
+from them.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from saboteur.errors import FaultError, TargetError, near
+from saboteur.levels.hardware.compile import CompiledDesign, lane_bytes, slot_bytes
+from saboteur.levels.hardware.netlist import Design, Glue, MemoryRead, Node, Pieces
+
+Way = Literal["apply", "delay_rise", "delay_fall", "delay", "hold"]
+PLACES = ("slot", "hook", "memory")
+WAYS: tuple[str, ...] = get_args(Way)
+
+_NODE = np.dtype(
+    [(name, "i4") for name in ("type", "reads", "writes", "first", "memory", "glue", "glues", "unused")]
+    + [("constant", "u8"), ("clean", "u8"), ("hooked", "u8")]
+)
+_PART = np.dtype([(name, "i4") for name in ("argument", "low", "bits", "to")])
+_MEMORY = np.dtype([(name, "i4") for name in ("words", "width", "offset", "first_write", "writes")])
+_WRITE = np.dtype([(name, "i4") for name in ("address", "addresses", "data", "datas", "enable", "enables")])
+_FAULT = np.dtype([(name, "i4") for name in ("first_row", "rows", "start")])
+ROW = np.dtype(
+    [(name, "i4") for name in ("fault", "kind", "place", "offset", "size", "way", "on", "off")]
+    + [("word", "i8"), ("a", "u8"), ("x", "u8")]
+)
+"""One effect of a fault: in cycles ``on`` .. ``off`` − 1, v ← (v AND ``a``) XOR ``x``. ``kind`` indexes PLACES:
+``place`` is a slot, a node (``offset`` and ``size`` of the site's masks), or a memory (``word``)."""
+DIFFERENCE = np.dtype([("fault", "i4"), ("cycle", "i4"), ("output", "i4"), ("pad", "i4"), ("value", "u8")])
+
+
+@dataclass(frozen=True)
+class Stimulus:
+    """What the design gets, for a number of runs.
+
+    Attributes:
+        inputs: uint64 [runs, cycles] by input port of at most 64 bits, or Python integers (object) for wider ones.
+            Ports that are not given are 0; the clock is not given.
+        memories: uint64 [runs, words] by memory, or [words] for all runs: contents at the start; as the source
+            has it if absent.
+    """
+
+    inputs: Mapping[str, NDArray]
+    memories: Mapping[str, NDArray] | None = None
+
+    @property
+    def runs(self) -> int:
+        """How many."""
+        return len(next(iter(self.inputs.values())))
+
+    @property
+    def cycles(self) -> int:
+        """How many clock cycles each run has."""
+        return next(iter(self.inputs.values())).shape[1]
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Which slots are compared, and when.
+
+    Attributes:
+        slots: int32 [watched].
+        strobe: bool [cycles, watched].
+        valid: a slot that, where it differs, makes every watched slot compared in that cycle; −1 for none.
+    """
+
+    slots: NDArray[np.int32]
+    strobe: NDArray[np.bool_]
+    valid: int = -1
+
+
+@dataclass(frozen=True)
+class Response:
+    """What faulty machines did.
+
+    Attributes:
+        differences: rows of DIFFERENCE, in no order: watched values that differ from golden.
+        converged: int32 [faults]: the cycle from which on the machine was in the golden state again; −1 where it
+            never was; −2 − t where it was dropped in cycle t.
+        computed: how many nodes were computed, over all lanes at once.
+    """
+
+    differences: NDArray
+    converged: NDArray[np.int32]
+    computed: int
+
+
+class Simulator:
+    """Runs a design with many machines side by side.
+
+    Args:
+        design: the elaborated design.
+        lanes: use only so many machines at a time (all that the code carries if absent); changes no result.
+    """
+
+    def __init__(self, design: Design):
+        self.design = design
+        self.compiled = CompiledDesign(design)
+        self.lanes = self.compiled.lanes
+        self.golden_type = np.dtype(np.uint64 if design.level == "word" else np.uint8)
+        self.initial = np.array([slot.initial for slot in design.slots], self.golden_type)
+        self._runtime = self._declared(self.compiled.runtime)
+        self._machine = self._make()
+
+    def __del__(self) -> None:
+        if getattr(self, "_machine", None):
+            self._runtime.machine_free(self._machine)
+            self._machine = None
+
+    @staticmethod
+    def _declared(runtime: ctypes.CDLL) -> ctypes.CDLL:
+        runtime.machine_new.restype = ctypes.c_void_p
+        runtime.machine_free.argtypes = [ctypes.c_void_p]
+        runtime.differences.restype = ctypes.c_void_p
+        runtime.differences.argtypes = [ctypes.c_void_p]
+        runtime.run_active.restype = ctypes.c_int64
+        return runtime
+
+    def _make(self) -> int:
+        design = self.design
+        table = self.compiled.table(self.compiled.clean)
+        nodes = np.zeros(len(design.nodes), _NODE)
+        arguments: list[int] = []
+        parts: list[tuple[int, int, int, int]] = []
+        for row, node in zip(nodes, design.nodes, strict=True):
+            row["reads"], row["writes"], row["first"] = len(node.reads), len(node.writes), len(arguments)
+            arguments += [*node.reads, *node.writes]
+            if isinstance(node, Node):
+                row["clean"] = table[self.compiled.number[node.slice.module.name, node.slice.index]]
+            elif isinstance(node, Glue):
+                row["type"], row["glue"], row["glues"], row["constant"] = 1, len(parts), len(node.parts), node.constant
+                parts += [(node.reads.index(slot), low, bits, to) for slot, low, bits, to in node.parts]
+            elif isinstance(node, MemoryRead):
+                row["type"], row["memory"] = 2, node.memory
+        memories, writes = np.zeros(len(design.memories), _MEMORY), []
+        for row, memory in zip(memories, design.memories, strict=True):
+            row["words"], row["width"], row["offset"] = memory.words, memory.width, memory.offset
+            row["first_write"], row["writes"] = len(writes), len(memory.writes)
+            for port in memory.writes:
+                entry = []
+                for slots in port:
+                    entry += [len(arguments), len(slots)]
+                    arguments += slots
+                writes.append(tuple(entry))
+        sizes = np.array([lane_bytes(slot.width, design.level) for slot in design.slots], np.int32)
+        is_state = np.array([slot.kind == "state" for slot in design.slots], np.uint8)
+        return self._runtime.machine_new(
+            len(nodes),
+            _at(nodes),
+            len(parts),
+            _at(np.array(parts, _PART)),
+            len(memories),
+            _at(memories),
+            len(writes),
+            _at(np.array(writes, _WRITE)),
+            len(arguments),
+            _at(np.array(arguments, np.int32)),
+            len(sizes),
+            _at(sizes),
+            _at(is_state),
+        )
+
+    # -- stimuli ----------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _input_slots(self) -> NDArray[np.int32]:
+        return np.array([i for i, slot in enumerate(self.design.slots) if slot.kind == "input"], np.int32)
+
+    def _inputs(self, stimulus: Stimulus, runs: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """[cycles, bytes]: the lanes of each input slot, one slot after the other."""
+        ports, level = self.design.inputs, self.design.level
+        for name in stimulus.inputs:
+            if name not in ports or name == self.design.clock:
+                known = [port for port in ports if port != self.design.clock]
+                raise TargetError(f"stimulus: {name!r} is not an input of the design{near(name, known)}")
+        sizes = [slot_bytes(self.design.slots[slot].width, level) for slot in self._input_slots]
+        at = dict(zip(self._input_slots.tolist(), np.cumsum([0, *sizes[:-1]]).tolist(), strict=True))
+        lanes = np.zeros((stimulus.cycles, sum(sizes)), np.uint8)
+        for name, given in stimulus.inputs.items():
+            words = np.asarray(given)[runs].T
+            for slot, _, bits, low in ports[name]:
+                part = (words >> low) & ((1 << bits) - 1)
+                if level == "gate":
+                    packed = np.packbits(part.astype(np.uint8), axis=1, bitorder="little")
+                else:
+                    packed = np.ascontiguousarray(part.astype(f"u{lane_bytes(bits, level)}")).view(np.uint8)
+                lanes[:, at[slot] : at[slot] + packed.shape[1]] = packed
+        return lanes
+
+    def _memories(self, stimulus: Stimulus, runs: NDArray[np.int64]) -> list[NDArray[np.uint64]]:
+        """[words, runs] of each memory."""
+        given = stimulus.memories or {}
+        names = [memory.name for memory in self.design.memories]
+        for name in given:
+            if name not in names:
+                raise TargetError(f"memories: {name!r} is not a memory of the design{near(name, names)}")
+        images = []
+        for memory in self.design.memories:
+            image = np.array(memory.initial, np.uint64)
+            if memory.name in given:
+                image = np.asarray(given[memory.name], np.uint64)
+                if image.shape[-1] != memory.words:
+                    raise TargetError(f"memories: {memory.name} has {memory.words} words, not {image.shape[-1]}")
+                image = image[runs].T if image.ndim == 2 else image
+            whole = image[:, None] if image.ndim == 1 else image
+            images.append(np.ascontiguousarray(np.broadcast_to(whole, (memory.words, len(runs)))))
+        return images
+
+    # -- runs -------------------------------------------------------------------------------------------------
+
+    def run(
+        self,
+        stimulus: Stimulus,
+        runs: Sequence[int] | NDArray[np.int64] | None = None,
+        rows: NDArray | None = None,
+        initial: NDArray | None = None,
+        keep: bool = True,
+    ) -> NDArray | None:
+        """Compute everything in every cycle, a lane for each of ``runs``: the plain way.
+
+        Args:
+            stimulus: what the design gets.
+            runs: which of the stimulus' runs; may repeat; all if absent.
+            rows: faults, of dtype ROW; ``fault`` is the index into ``runs`` of the machine that has it.
+            initial: [slots] states at power-on.
+            keep: give back the trace.
+
+        Returns:
+            [runs, cycles + 1, slots] in the golden type. In the last row only states count.
+        """
+        runs = np.arange(stimulus.runs) if runs is None else np.asarray(runs, np.int64)
+        rows = np.zeros(0, ROW) if rows is None else rows
+        self._prepare_hooks(rows)
+        initial = self.initial if initial is None else np.ascontiguousarray(initial, self.golden_type)
+        cycles = stimulus.cycles
+        slots = len(self.design.slots)
+        trace = np.zeros((len(runs), cycles + 1, slots), self.golden_type) if keep else None
+        for first in range(0, len(runs), self.lanes):
+            chosen = runs[first : first + self.lanes]
+            inputs = self._inputs(stimulus, chosen)
+            memories = self._memories(stimulus, chosen)
+            mine = rows[(rows["fault"] >= first) & (rows["fault"] < first + len(chosen))].copy()
+            mine["fault"] -= first
+            self._runtime.run_plain(
+                ctypes.c_void_p(self._machine),
+                len(chosen),
+                cycles,
+                len(self._input_slots),
+                _at(self._input_slots),
+                _at(inputs),
+                _pointers(memories),
+                _at(initial),
+                len(mine),
+                _at(mine),
+                _at(trace[first : first + len(chosen)]) if trace is not None else None,
+            )
+        return trace
+
+    def respond(
+        self,
+        trace: NDArray,
+        memories: Sequence[NDArray[np.uint64]],
+        watch: Watch,
+        rows: NDArray,
+        faults: int,
+        drop: bool = False,
+        group: int | None = None,
+    ) -> Response:
+        """Compute only what differs from a golden run, with the machines of many faults in the lanes.
+
+        Faults that act in one place should follow each other: they share what is computed.
+
+        Args:
+            trace: [cycles + 1, slots] of the golden run.
+            memories: [words] of each memory at its start.
+            watch: what is compared.
+            rows: of dtype ROW, in order of ``fault``.
+            faults: how many.
+            drop: let go of a machine as soon as a watched value differs.
+            group: how many successive faults are brought together in order of time; four for each lane if absent.
+        """
+        self._prepare_hooks(rows)
+        cycles = len(trace) - 1
+        group = group or 4 * self.lanes
+        bounds = np.searchsorted(rows["fault"], np.arange(faults + 1))
+        start = np.full(faults, cycles, np.int32)
+        np.minimum.at(start, rows["fault"], rows["on"])
+        order = np.lexsort((start, np.arange(faults) // group))
+        order = order[start[order] < cycles]
+        table = np.zeros(len(order), _FAULT)
+        table["first_row"], table["rows"] = bounds[order], np.diff(bounds)[order]
+        table["start"] = np.maximum(start[order], 0)
+        output_of = np.full(len(self.design.slots), -1, np.int32)
+        output_of[watch.slots] = np.arange(len(watch.slots))
+        trace, rows = np.ascontiguousarray(trace, self.golden_type), np.ascontiguousarray(rows)
+        images = [np.ascontiguousarray(image, np.uint64) for image in memories]
+        strobe = np.ascontiguousarray(watch.strobe, np.uint8)
+        converged, computed = np.zeros(len(order), np.int32), np.zeros(1, np.int64)
+        count = self._runtime.run_active(
+            ctypes.c_void_p(self._machine),
+            _at(trace),
+            cycles,
+            len(table),
+            _at(table),
+            _at(rows),
+            group,
+            _at(output_of),
+            _at(strobe),
+            len(watch.slots),
+            watch.valid,
+            int(drop),
+            _pointers(images),
+            _at(converged),
+            _at(computed),
+        )
+        found = np.zeros(count, DIFFERENCE)
+        if count:
+            ctypes.memmove(found.ctypes.data, self._runtime.differences(ctypes.c_void_p(self._machine)), found.nbytes)
+            found["fault"] = order[found["fault"]]
+        everywhere = np.full(faults, 0, np.int32)
+        everywhere[order] = converged
+        return Response(found, everywhere, int(computed[0]))
+
+    def _prepare_hooks(self, rows: NDArray) -> None:
+        for n in np.unique(rows["place"][rows["kind"] == 1]).tolist():
+            node = self.design.nodes[n]
+            number = self.compiled.number[node.slice.module.name, node.slice.index]
+            code = self.compiled.hooked_code[number]
+            offset = np.array([site.offset for site in code.sites], np.int32)
+            size = np.array([slot_bytes(site.width, self.design.level) for site in code.sites], np.int32)
+            self._runtime.make_hooks(
+                ctypes.c_void_p(self._machine),
+                n,
+                code.hook_bytes,
+                len(offset),
+                _at(offset),
+                _at(size),
+                ctypes.c_void_p(self._hooked_table[number]),
+            )
+
+    @cached_property
+    def _hooked_table(self) -> list[int]:
+        return self.compiled.table(self.compiled.hooked)
+
+    def read(self, trace: NDArray, pieces: Pieces) -> NDArray:
+        """The values of a port from a trace [..., slots]: uint64, or Python integers where wider than 64 bits."""
+        width = sum(bits for _, _, bits, _ in pieces)
+        kind = np.dtype(np.uint64) if width <= 64 else np.dtype(object)
+        value = np.zeros(trace.shape[:-1], kind)
+        for slot, low, bits, to in pieces:
+            if slot < 0:
+                part = np.full(trace.shape[:-1], low, np.uint64)
+            else:
+                part = (trace[..., slot].astype(np.uint64) >> np.uint64(low)) & np.uint64((1 << bits) - 1)
+            value = value | (part.astype(kind) << (np.uint64(to) if width <= 64 else to))
+        return value
+
+
+def _at(array: NDArray | None) -> Any:
+    return None if array is None else array.ctypes.data_as(ctypes.c_void_p)
+
+
+def _pointers(arrays: Sequence[NDArray]) -> Any:
+    return (ctypes.c_void_p * max(len(arrays), 1))(*[array.ctypes.data for array in arrays])
+
+
+def checked(rows: NDArray) -> NDArray:
+    """Rows of dtype ROW, or an error.
+
+    Raises:
+        FaultError: when a fault's cycles are empty.
+    """
+    if (rows["on"] >= rows["off"]).any():
+        raise FaultError("cycles: a fault must act in at least one cycle")
+    return rows
