@@ -9,12 +9,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize, prune
 
+from saboteur.levels.software.target import SoftwareTarget
+
 
 def numbers(*shape: int, scale: float = 1.0, phase: float = 0.0) -> Tensor:
     """Fixed numbers that look random: sines of integers."""
     count = int(torch.tensor(shape).prod()) if shape else 1
     values = torch.sin(torch.arange(count, dtype=torch.float64) * 12.9898 + phase) * scale
     return values.float().reshape(shape)
+
+
+def plain_target(model: nn.Module, inputs: Tensor | tuple, labels: Tensor | None = None, **settings) -> SoftwareTarget:
+    """A target whose faulty inferences are all run in full, by the engine that others are proved against."""
+    return SoftwareTarget(model, inputs, labels, engine="plain", **settings)
 
 
 def filled(model: nn.Module) -> nn.Module:

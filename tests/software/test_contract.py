@@ -29,6 +29,7 @@ class SoftwareContract(TargetContract):
     """Adds what the software level promises: no hook is left and no bit of the model changed."""
 
     inputs: torch.Tensor
+    engine = "plain"
     settings: ClassVar[dict] = {}
     changed = "0.weight"
 
@@ -40,7 +41,9 @@ class SoftwareContract(TargetContract):
         return EVERYWHERE
 
     def _target(self, model: nn.Module) -> Target:
-        target = SoftwareTarget(model, self.inputs, resources=Resources(batch_size=7), **self.settings)
+        target = SoftwareTarget(
+            model, self.inputs, engine=self.engine, resources=Resources(batch_size=7), **self.settings
+        )
         target.given = model
         return target
 
@@ -68,6 +71,7 @@ class SoftwareContract(TargetContract):
 
 class TestDigitsCnn(SoftwareContract):
     inputs = workloads.load("digits-cnn").inputs[:20]
+    settings: ClassVar[dict] = {"labels": workloads.load("digits-cnn").labels[:20]}
 
     @staticmethod
     def model() -> nn.Module:

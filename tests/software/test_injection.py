@@ -20,9 +20,9 @@ from saboteur.faults.formats import number_format
 from saboteur.faults.space import Region
 from saboteur.levels.software.corruption import Hits, corrupted
 from saboteur.levels.software.spec import SoftwareFault
-from saboteur.levels.software.target import SoftwareTarget
 from saboteur.outcomes import Recorder, Sdc1
 from tests.software import models, resnet20
+from tests.software.models import plain_target
 from tests.software.test_support import assert_same_bits, outputs_of
 
 
@@ -61,7 +61,7 @@ def run_in(batch_size: int, forward, inputs: Tensor) -> Tensor:
 def test_an_exhaustive_campaign_over_a_layer_equals_a_loop() -> None:
     workload = workloads.load("digits-cnn")
     inputs = workload.inputs[:30]
-    target = SoftwareTarget(workload.model, inputs, workload.labels[:30])
+    target = plain_target(workload.model, inputs, workload.labels[:30])
     space = target.space([SoftwareFault(where="weights", layers="conv1", model=BitFlip())])
     assert space.size == 8 * 1 * 3 * 3 * 32
     (stratum,) = space.strata("network")
@@ -100,7 +100,7 @@ def test_a_fault_that_changes_no_bit_is_run_and_gives_golden_bits() -> None:
     model = models.filled(models.ConvNet())
     x = models.numbers(9, 2, 4, 4)
     x[:, 0, 0, 0] = 0.0
-    target = SoftwareTarget(model, x, resources=Resources(batch_size=4))
+    target = plain_target(model, x, resources=Resources(batch_size=4))
     specs = [SoftwareFault(where=w, model=StuckAt()) for w in ("weights", "inputs", "connections")]
     space = target.space(specs)
     sign = int(model.fc.weight[1, 3] < 0)
@@ -118,7 +118,7 @@ def test_a_fault_that_changes_no_bit_is_run_and_gives_golden_bits() -> None:
 
 def test_faults_of_one_word_compose_in_their_order() -> None:
     model = models.mlp()
-    target = SoftwareTarget(model, models.numbers(3, 5))
+    target = plain_target(model, models.numbers(3, 5))
     space = target.space(
         [
             SoftwareFault(where="weights", model=BitFlip()),
@@ -177,7 +177,7 @@ def test_corrupted_equals_one_fault_after_another(rows: list[tuple[int, int, int
 def test_faults_in_several_kinds_of_site_act_together() -> None:
     model = models.filled(models.ConvNet())
     x = models.numbers(6, 2, 4, 4)
-    target = SoftwareTarget(model, x)
+    target = plain_target(model, x)
     space = target.space(
         [SoftwareFault(where=w, model=BitFlip()) for w in ("weights", "buffers", "activations", "operators", "inputs")]
     )
@@ -218,7 +218,7 @@ def test_faults_in_several_kinds_of_site_act_together() -> None:
 def test_a_module_called_twice(duration: str) -> None:
     model = models.filled(models.Twice())
     x = models.numbers(6, 5)
-    target = SoftwareTarget(model, x)
+    target = plain_target(model, x)
     space = target.space([SoftwareFault(where="activations", layers="fc", model=BitFlip(), duration=duration)])
     assert space.regions[0].steps == (2 if duration == "transient" else 1)
     steps = range(space.regions[0].steps)
@@ -241,7 +241,7 @@ def test_a_module_called_twice(duration: str) -> None:
 def test_intermittent_faults_act_in_some_inferences(where: str) -> None:
     model = models.mlp()
     x = models.numbers(40, 5)
-    target = SoftwareTarget(model, x, resources=Resources(batch_size=16))
+    target = plain_target(model, x, resources=Resources(batch_size=16))
     steady = target.space([SoftwareFault(where=where, layers="0", model=BitFlip(bits=(30,)))])
     spec = SoftwareFault(where=where, layers="0", model=BitFlip(bits=(30,)), duration="intermittent", activity=0.3)
     space = target.space([spec])
@@ -261,7 +261,7 @@ def test_intermittent_faults_act_in_some_inferences(where: str) -> None:
 
 def test_intermittent_and_permanent_faults_in_one_trial() -> None:
     x = models.numbers(20, 5)
-    target = SoftwareTarget(models.mlp(), x)
+    target = plain_target(models.mlp(), x)
     space = target.space(
         [
             SoftwareFault(
@@ -292,7 +292,7 @@ def test_intermittent_and_permanent_faults_in_one_trial() -> None:
 def test_whole_channels_and_layers(where: str, granularity: str) -> None:
     model = models.filled(models.ConvNet())
     x = models.numbers(6, 2, 4, 4)
-    target = SoftwareTarget(model, x)
+    target = plain_target(model, x)
     place = {"activations": "conv2:output", "operators": "add#0", "inputs": "input"}[where]
     spec = SoftwareFault(where=where, granularity=granularity, model=Dead(outputs=("zero", "high")))
     space = target.space([spec])
@@ -319,7 +319,7 @@ def test_whole_channels_and_layers(where: str, granularity: str) -> None:
 def test_noise_on_a_channel_differs_from_word_to_word_and_not_from_input_to_input() -> None:
     model = nn.Sequential(nn.Identity()).eval()
     x = torch.zeros(3, 2, 4)
-    target = SoftwareTarget(model, x, outputs="values")
+    target = plain_target(model, x, outputs="values")
     space = target.space([SoftwareFault(where="activations", granularity="channel", model=Noise(additive=1.0))])
     seen = outputs_of(target, target.golden(), space, faults_at(space, [("0:output:channel", (1,), 0, 0)]))[0]
     assert (seen[:, 0] == 0).all()
@@ -329,14 +329,14 @@ def test_noise_on_a_channel_differs_from_word_to_word_and_not_from_input_to_inpu
 
 def test_the_last_axis_of_a_sequence_counts_channels() -> None:
     model = models.filled(models.Tokens())
-    target = SoftwareTarget(model, torch.arange(12).reshape(2, 6) % 11, output="logits")
+    target = plain_target(model, torch.arange(12).reshape(2, 6) % 11, output="logits")
     space = target.space([SoftwareFault(where="activations", granularity="channel", model=Dead())])
     assert {r.site: r.shape for r in space.regions}["embedding:output:channel"] == (8,)
 
 
 def test_nan_payloads_survive() -> None:
     model = nn.Sequential(nn.Identity()).eval()
-    target = SoftwareTarget(model, torch.ones(2, 1), outputs="values")
+    target = plain_target(model, torch.ones(2, 1), outputs="values")
     space = target.space([SoftwareFault(where="activations", model=RandomValue())])
     faults = Faults(
         np.arange(400, dtype=np.uint64),
@@ -362,7 +362,7 @@ class Counts(nn.Module):
 def test_a_crash_is_that_of_the_input_that_crashes() -> None:
     model = models.filled(Counts())
     tokens = torch.tensor([[10, 1], [3, 4], [9, 0], [10, 10], [8, 2]])
-    target = SoftwareTarget(model, tokens, resources=Resources(batch_size=3))
+    target = plain_target(model, tokens, resources=Resources(batch_size=3))
     space = target.space([SoftwareFault(where="inputs", model=BitFlip())])
     assert space.regions[0].format.name == "int64"
     faults = faults_at(space, [("input", (0,), 0, 0), ("input", (0,), 0, 63), ("input", (1,), 0, 0)])
@@ -381,7 +381,7 @@ def test_a_failure_of_the_harness_is_invalid_and_leaves_no_trace(monkeypatch: py
     from saboteur.levels.software import signals
 
     model = models.mlp()
-    target = SoftwareTarget(model, models.numbers(4, 5))
+    target = plain_target(model, models.numbers(4, 5))
     space = target.space([SoftwareFault(where="activations", model=BitFlip())])
     recorder = Recorder(target.golden(), (), 1)
 
@@ -408,7 +408,7 @@ def test_settings_of_pytorch_are_put_back() -> None:
 
     model = models.mlp()
     before = settings()
-    target = SoftwareTarget(model, models.numbers(4, 5), resources=Resources(threads=2))
+    target = plain_target(model, models.numbers(4, 5), resources=Resources(threads=2))
     target.golden()
     assert settings() == before
 
@@ -423,7 +423,7 @@ def test_a_model_whose_inputs_interact_is_run_one_input_at_a_time() -> None:
             return self.fc(x) - self.fc(x).mean(0)
 
     model, x = models.filled(Centred()), models.numbers(6, 5)
-    golden = SoftwareTarget(model, x, outputs="values").golden()
+    golden = plain_target(model, x, outputs="values").golden()
     assert golden.environment["batch_size"] == "1"
     assert (golden.outputs == 0).all()
 
@@ -434,7 +434,7 @@ def test_a_model_whose_inputs_interact_is_run_one_input_at_a_time() -> None:
 def test_hidden_states_against_an_unrolled_loop(kind: type, batch_first: bool, duration: str) -> None:
     model = models.filled(models.Recurrent(kind, layers=2, batch_first=batch_first))
     x = models.numbers(6, 7, 4)
-    target = SoftwareTarget(model, x)
+    target = plain_target(model, x)
     space = target.space([SoftwareFault(where="hidden_state", model=StuckValue(values=(0.9,)), duration=duration)])
     assert space.regions[0].shape == (2, 5)
     assert space.regions[0].steps == (7 if duration == "transient" else 1)
@@ -456,7 +456,7 @@ def test_hidden_states_against_an_unrolled_loop(kind: type, batch_first: bool, d
 def test_states_of_cells(kind: type) -> None:
     model = models.filled(models.Cells(kind))
     x = models.numbers(6, 5, 4)
-    target = SoftwareTarget(model, x)
+    target = plain_target(model, x)
     wheres = ["hidden_state", *(["cell_state"] if kind is nn.LSTMCell else [])]
     space = target.space([SoftwareFault(where=w, model=BitFlip(), duration="transient") for w in wheres])
     rows = [(f"cell:{where}", (2,), 3, 30) for where in wheres]
@@ -478,7 +478,7 @@ def test_states_of_cells(kind: type) -> None:
 def test_hidden_and_cell_state_in_one_trial() -> None:
     model = models.filled(models.Recurrent(nn.LSTM))
     x = models.numbers(4, 6, 4)
-    target = SoftwareTarget(model, x)
+    target = plain_target(model, x)
     model_of = StuckValue(values=(0.5,))
     space = target.space(
         [SoftwareFault(where=w, model=model_of, duration="transient") for w in ("hidden_state", "cell_state")]
@@ -505,7 +505,7 @@ def test_several_inputs_and_a_tuple_of_outputs() -> None:
             return x, self.fc(x) + y
 
     model, x, y = models.filled(Two()), models.numbers(7, 5), models.numbers(7, 3, phase=1.0)
-    target = SoftwareTarget(model, (x, y), output=1)
+    target = plain_target(model, (x, y), output=1)
     space = target.space([SoftwareFault(where="inputs", layers="input1", model=BitFlip())])
     assert [region.site for region in space.regions] == ["input1"]
     seen = outputs_of(target, target.golden(), space, faults_at(space, [("input1", (2,), 0, 31)]))
@@ -515,7 +515,7 @@ def test_several_inputs_and_a_tuple_of_outputs() -> None:
 
 def test_trace_follows_an_error() -> None:
     model = models.filled(models.ConvNet())
-    target = SoftwareTarget(model, models.numbers(5, 2, 4, 4), resources=Resources(batch_size=2))
+    target = plain_target(model, models.numbers(5, 2, 4, 4), resources=Resources(batch_size=2))
     space = target.space([SoftwareFault(where="activations", model=StuckValue(values=(1e6,)))])
     trace = target.trace(space, faults_at(space, [("conv2:output", (1, 2, 2), 0, 0)]), 3)
     rows = {row["place"]: row for row in trace.to_pylist()}
@@ -531,7 +531,7 @@ def test_trace_follows_an_error() -> None:
 
 def test_trace_ends_where_the_model_crashes() -> None:
     model = models.filled(Counts())
-    target = SoftwareTarget(model, torch.tensor([[10, 1], [3, 4]]))
+    target = plain_target(model, torch.tensor([[10, 1], [3, 4]]))
     space = target.space([SoftwareFault(where="inputs", model=BitFlip())])
     trace = target.trace(space, faults_at(space, [("input", (0,), 0, 40)]), 1)
     assert trace["place"].to_pylist() == ["input", "crash"]
@@ -543,7 +543,7 @@ def test_trace_ends_where_the_model_crashes() -> None:
 def test_resnet20_and_the_published_fault_list(shared_data: Path, images: int, faults: int) -> None:
     model = resnet20.trained(shared_data)
     x, y = resnet20.test_images(shared_data, images)
-    target = SoftwareTarget(model, x, y)
+    target = plain_target(model, x, y)
     golden = target.golden()
     space = target.space([SoftwareFault(where="weights", model=BitFlip())])
     published = lists.read(shared_data / "resnet20-cifar10" / "published" / "dnnbench_ResNet20_FL.csv.gz")
@@ -580,6 +580,6 @@ def test_resnet20_and_the_published_fault_list(shared_data: Path, images: int, f
 def test_golden_accuracy_of_resnet20(shared_data: Path) -> None:
     x, y = resnet20.test_images(shared_data, 1000)
     model = resnet20.trained(shared_data)
-    golden = SoftwareTarget(model, x, y).golden()
+    golden = plain_target(model, x, y).golden()
     assert golden.correct.sum() == int((run_in(64, model, x).argmax(1) == y).sum())
     assert golden.accuracy == pytest.approx(0.9148, abs=0.02)

@@ -120,7 +120,7 @@ def target_for(where: str, fmt: str) -> SoftwareTarget:
         signals = ("activations", "inputs", "connections", "operators")
         settings["activations_format" if where in signals else "weights_format"] = fmt
     model = functions_model(fmt) if where == "operators" else plain_model(fmt)
-    return SoftwareTarget(model, data(fmt), resources=Resources(batch_size=BATCH), **settings)
+    return SoftwareTarget(model, data(fmt), engine="plain", resources=Resources(batch_size=BATCH), **settings)
 
 
 def injected(target: SoftwareTarget, spec: SoftwareFault, trials: int = TRIALS) -> tuple:
@@ -340,7 +340,7 @@ def test_states(where: str, kind: str, fmt: str) -> None:
     dtype = getattr(torch, fmt)
     model = models.filled(models.Recurrent(nn.LSTM, layers=2)).to(dtype)
     x = models.numbers(INPUTS, 5, 4).to(dtype)
-    target = SoftwareTarget(model, x, resources=Resources(batch_size=INPUTS))
+    target = SoftwareTarget(model, x, engine="plain", resources=Resources(batch_size=INPUTS))
     spec = SoftwareFault(where=where, model=support.MODELS[kind], duration="transient")
     space, faults, seen = injected(target, spec, trials=5)
     (region,) = space.regions

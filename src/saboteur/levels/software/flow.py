@@ -20,8 +20,6 @@ from torch.overrides import TorchFunctionMode
 MODEL = "(model)"
 """How the outermost module is called, whose path is empty."""
 
-_PARTS = (ParametrizationList,)
-
 
 @dataclass
 class Event:
@@ -82,7 +80,7 @@ def children(module: nn.Module) -> dict[str, nn.Module]:
         for name, child in module.named_children()
         if not (
             name == "_packed_params"
-            or (name == "parametrizations" and all(isinstance(p, _PARTS) for p in child.values()))
+            or (name == "parametrizations" and all(isinstance(part, ParametrizationList) for part in child.values()))
         )
     }
 
@@ -169,6 +167,6 @@ def _functions_tapped(model: nn.Module, visit: Visit) -> Iterator[None]:
                 active.pop()
 
             stack.callback(module.register_forward_pre_hook(enter, prepend=True).remove)
-            stack.callback(module.register_forward_hook(leave).remove)
+            stack.callback(module.register_forward_hook(leave, always_call=True).remove)
         stack.enter_context(Functions())
         yield

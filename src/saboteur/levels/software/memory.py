@@ -171,6 +171,12 @@ def _computed_name(hook: object) -> str | None:
     return name if isinstance(name, str) else None
 
 
+def computed_tensors(module: nn.Module) -> list[str]:
+    """The tensors of ``module`` that its hooks compute before each forward pass."""
+    names = {_computed_name(hook) for hook in module._forward_pre_hooks.values()}
+    return sorted(name for name in names if name and isinstance(module.__dict__.get(name), Tensor))
+
+
 def _sources(name: str) -> list[str]:
     return [f"{name}_{part}" for part in ("orig", "mask", "g", "v", "u")]
 
@@ -201,11 +207,10 @@ def memories(model: nn.Module) -> list[Memory]:
             if bias is not None:
                 add(Packed, "bias", bias, "bias")
             continue
-        computed = {_computed_name(hook) for hook in module._forward_pre_hooks.values()}
-        computed = {name for name in computed if name and isinstance(module.__dict__.get(name), Tensor)}
+        computed = computed_tensors(module)
         parametrized = list(module.parametrizations) if parametrize.is_parametrized(module) else []
         sources = {source for name in computed for source in _sources(name)}
-        for name in [*sorted(computed), *parametrized]:
+        for name in [*computed, *parametrized]:
             add(Pruned if name in computed else Parametrized, name, getattr(module, name), _component(name))
         for name, values in (*module._parameters.items(), *module._buffers.items()):
             if values is None or name in sources or id(values) in seen or not _holds_numbers(values):

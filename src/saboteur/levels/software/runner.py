@@ -18,6 +18,7 @@ from saboteur.faults.formats import NumberFormat
 from saboteur.levels.software.corruption import Hits
 from saboteur.levels.software.emulation import rounded
 from saboteur.levels.software.flow import Event, Visit, leaves, named_modules, replace_first_tensor, tapped
+from saboteur.levels.software.memory import computed_tensors
 from saboteur.levels.software.signals import Connection, Output, Signal
 from saboteur.levels.software.states import State, with_faulty_states
 
@@ -90,6 +91,7 @@ class Runner:
         """Formats that outputs of modules and inputs are rounded to, by place."""
         self.output = output
         self._modules = named_modules(model)
+        self._computed = [(module, name) for module in self._modules.values() for name in computed_tensors(module)]
         self.inputs_interact = self._do_inputs_interact()
         if self.inputs_interact:
             self.batch_size = 1
@@ -175,6 +177,7 @@ class Runner:
         threads, fast_path = torch.get_num_threads(), torch.backends.mha.get_fastpath_enabled()
         cudnn = torch.backends.cudnn
         deterministic, benchmark = cudnn.deterministic, cudnn.benchmark
+        computed = [(module, name, getattr(module, name)) for module, name in self._computed]
         try:
             torch.set_num_threads(self.threads)
             # The fast path goes around the modules whose outputs are hit, and is not taken where hooks are.
@@ -186,6 +189,8 @@ class Runner:
             torch.set_num_threads(threads)
             torch.backends.mha.set_fastpath_enabled(fast_path)
             cudnn.deterministic, cudnn.benchmark = deterministic, benchmark
+            for module, name, tensor in computed:
+                setattr(module, name, tensor)
 
     def _forward(self, tensors: tuple[Tensor, ...], edits: Sequence[Edit], watch: Visit | None) -> NDArray:
         by_place: dict[str, list[Edit]] = defaultdict(list)
