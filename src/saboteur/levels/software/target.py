@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from saboteur.campaign.target import FaultSpec, Resources, Target
 from saboteur.errors import FaultError, TargetError, near
-from saboteur.faults.formats import NumberFormat, number_format
+from saboteur.faults.formats import Affine, NumberFormat, number_format
 from saboteur.faults.space import Faults, FaultSpace, Region
 from saboteur.levels.software import injection, tracing
 from saboteur.levels.software.emulation import native_format, raw_view
@@ -140,6 +140,8 @@ class SoftwareTarget(Target):
             add(kind.__qualname__, _source(kind).encode())
         for name, site in self._memories.items():
             add(f"{name} {site.format} {site.shape}", site.words().tobytes())
+            if isinstance(site.format, Affine):
+                add("scale", site.format.scale.tobytes() + site.format.zero_point.tobytes())
         for name, values in (*self._model.named_parameters(), *self._model.named_buffers()):
             add(f"{name} {values.dtype} {tuple(values.shape)}", _bytes(values))
         for tensor in self._runner.tensors:
