@@ -7,6 +7,7 @@ contract tests of :mod:`saboteur.testing`.
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -62,6 +63,13 @@ class Resources(BaseModel):
         default=None,
         description="budget of each worker; a quarter of the machine's memory, shared, if absent",
     )
+
+    @property
+    def memory_bytes(self) -> int:
+        """The budget of each worker in bytes."""
+        if self.memory_mb is not None:
+            return self.memory_mb * 2**20
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // (4 * self.workers)
 
 
 class TargetSpec(Part):

@@ -25,6 +25,9 @@ Where = Literal[
 ]
 
 
+EngineName = Literal["plain", "exact"]
+
+
 class SoftwareFault(FaultSpec):
     """Where in a model a fault sits.
 
@@ -83,6 +86,10 @@ class PyTorchTarget(TargetSpec):
     weights_format: str | None = Field(default=None, description="number format that weights are stored in")
     activations_format: str | None = Field(default=None, description="number format that layer outputs travel in")
     per_channel: bool = Field(default=True, description="affine weight formats: one scale for each output channel")
+    engine: EngineName = Field(
+        default="exact",
+        description="plain: every faulty inference in full; exact: the same verdicts from a fraction of the work",
+    )
 
     @field_validator("weights_format", "activations_format")
     @classmethod

@@ -22,13 +22,14 @@ from saboteur.faults.formats import Affine, NumberFormat, number_format
 from saboteur.faults.space import Faults, FaultSpace, Region
 from saboteur.levels.software import injection, tracing
 from saboteur.levels.software.emulation import native_format, raw_view
+from saboteur.levels.software.engine.exact import ExactEngine
 from saboteur.levels.software.flow import named_modules
 from saboteur.levels.software.memory import Memory, memories
 from saboteur.levels.software.representation import activations_in, weights_in
 from saboteur.levels.software.runner import Runner, input_place
 from saboteur.levels.software.signals import Granularity
 from saboteur.levels.software.site import Site
-from saboteur.levels.software.spec import PyTorchTarget, SoftwareFault, Where
+from saboteur.levels.software.spec import EngineName, PyTorchTarget, SoftwareFault, Where
 from saboteur.levels.software.survey import Survey, output_site
 from saboteur.outcomes.golden import Golden, OutputKind
 from saboteur.outcomes.recorder import Recorder
@@ -50,7 +51,9 @@ class SoftwareTarget(Target):
         activations_format: emulate outputs of modules without children, and inputs, in this number format; an
             affine one is calibrated for each tensor on its fault-free range over ``inputs``.
         per_channel: an affine weight format has a scale for each output channel rather than each tensor.
-        resources: device, threads and batch size.
+        engine: ``plain`` runs every faulty inference in full; ``exact`` gives the same verdicts from a fraction of
+            the work, the plain way where it has no faster one.
+        resources: device, threads, batch size and memory.
 
     Raises:
         TargetError: when model, inputs and labels do not fit each other.
@@ -66,6 +69,7 @@ class SoftwareTarget(Target):
         weights_format: str | None = None,
         activations_format: str | None = None,
         per_channel: bool = True,
+        engine: EngineName = "exact",
         resources: Resources = Resources(),  # noqa: B008
     ):
         device = torch.device(resources.device)
@@ -74,6 +78,7 @@ class SoftwareTarget(Target):
         self._labels = _checked_labels(labels, tensors)
         self._outputs: OutputKind = outputs
         self._settings = (outputs, output, weights_format, activations_format, per_channel)
+        self.engine_name = engine
         self._resources = resources
         stored = memories(model)
         if weights_format is not None:
@@ -123,6 +128,7 @@ class SoftwareTarget(Target):
             weights_format=spec.weights_format,
             activations_format=spec.activations_format,
             per_channel=spec.per_channel,
+            engine=spec.engine,
             resources=resources,
         )
 
@@ -190,7 +196,15 @@ class SoftwareTarget(Target):
         """Run each trial over the inputs that the recorder gives it."""
         sites = {region.site: self._site(region.site) for region in space.regions}
         with self._runner.prepared():
-            injection.inject(self._runner, sites, space, faults, recorder)
+            if self.engine_name == "plain":
+                injection.inject(self._runner, sites, space, faults, recorder)
+            else:
+                self.engine.inject(sites, space, faults, recorder)
+
+    @cached_property
+    def engine(self) -> ExactEngine:
+        """The fast engine; its ``reason`` says why it has no fast way for this model, if so."""
+        return ExactEngine(self._runner, self._resources.memory_bytes)
 
     def stored(self, region: Region) -> tuple[NDArray, NumberFormat]:
         """The fault-free words [elements] of a parameter or buffer, and their lined-up format."""

@@ -37,6 +37,8 @@ log = logging.getLogger(__name__)
 _TOGETHER = 128
 """Pairs in one pass; more no longer fit the CPU's caches."""
 
+_REPLAYED_BATCHES = 8
+
 _ROUNDING_FACTOR = 64.0
 _MOST_GROWTH = 1e6
 _PROBES = 4
@@ -253,10 +255,13 @@ class _Block:
         """Record every pair."""
         number, row = self._pairs()
         number, row = self._without_effect(number, row)
-        number, row = self._bounded_at_once(number, row)
-        for first in range(0, len(number), _TOGETHER):
-            part = slice(first, first + _TOGETHER)
-            self._simulate(number[part], row[part])
+        if self.radius.any():
+            number, row = self._bounded_at_once(number, row)
+            for first in range(0, len(number), _TOGETHER):
+                part = slice(first, first + _TOGETHER)
+                self._simulate(number[part], row[part])
+        else:
+            self.undecided.append((number, row))
         self._replay()
 
     def _pairs(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -300,7 +305,7 @@ class _Block:
         return out, channel, tap
 
     def _simulate(self, number: NDArray, row: NDArray) -> None:
-        engine, chunk = self.engine, self.chunk
+        chunk = self.chunk
         out, channel, tap = (torch.from_numpy(part) for part in self._place(number))
         source = chunk.values[self.group.op.inputs[0]]
         rows = torch.from_numpy(row)
@@ -347,29 +352,37 @@ class _Block:
             return
         number, row = (np.concatenate(part) for part in zip(*self.undecided, strict=True))
         order = np.argsort(number, kind="stable")
-        number, row = number[order], row[order]
-        op, graph, runner = self.group.op, self.engine.graph, self.engine.runner
+        together = _REPLAYED_BATCHES * self.engine.runner.batch_size
+        for first in range(0, len(order), together):
+            part = order[first : first + together]
+            self._replay_some(number[part], row[part])
+
+    def _replay_some(self, number: NDArray, row: NDArray) -> None:
+        graph, size, layer = self.engine.graph, self.engine.runner.batch_size, self.group.op.layer
         results = torch.cat([self._layer_result(one, row[number == one]) for one in np.unique(number)])
-        for batch in _by_place(row, runner.batch_size):
-            full = np.zeros(runner.batch_size, np.int64) + batch[0]
-            full[row[batch] % runner.batch_size] = batch
-            picked = torch.from_numpy(full)
-            outputs = replay(graph, self.chunk, torch.from_numpy(row[full]), {op.layer: results[picked]})
-            kept = torch.from_numpy(row[batch] % runner.batch_size)
-            self.recorder.outputs(
-                self.group.trial[number[batch]], self._inputs(row[batch]), outputs[kept.to(outputs.device)].cpu().numpy()
-            )
+        for batch in _by_place(row, size):
+            place = row[batch] % size
+            filled = np.full(size, batch[0])
+            filled[place] = batch
+            changed = {layer: results[torch.from_numpy(filled)]}
+            outputs = replay(graph, self.chunk, torch.from_numpy(row[filled]), changed)[torch.from_numpy(place)]
+            self.recorder.outputs(self.group.trial[number[batch]], self._inputs(row[batch]), outputs.cpu().numpy())
 
     def _layer_result(self, number: int, row: NDArray) -> Tensor:
         """What the faulted layer gives for the inputs ``row``, in the plain engine's bits."""
-        group, runner = self.group, self.engine.runner
+        group, size = self.group, self.engine.runner.batch_size
         node = self.engine.graph.nodes[group.op.layer]
         source = self.chunk.values[node.inputs[0]]
-        rows = np.zeros(runner.batch_size, np.int64) + row[0]
-        rows[row % runner.batch_size] = row
+        results: Tensor | None = None
         with group.site.overwritten(group.element[number : number + 1], group.words[number : number + 1]):
-            result = self.engine.graph.call(node, {node.inputs[0]: source[torch.from_numpy(rows)]})
-        return result[torch.from_numpy(row % runner.batch_size)]
+            for batch in _by_place(row, size):
+                rows = np.zeros(size, np.int64) + row[batch[0]]
+                rows[row[batch] % size] = row[batch]
+                result = self.engine.graph.call(node, {node.inputs[0]: source[torch.from_numpy(rows)]})
+                if results is None:
+                    results = result.new_empty(len(row), *result.shape[1:])
+                results[torch.from_numpy(batch)] = result[torch.from_numpy(row[batch] % size)]
+        return results
 
 
 def _by_place(row: NDArray[np.int64], batch_size: int) -> Iterator[NDArray[np.int64]]:

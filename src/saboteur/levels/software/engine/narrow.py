@@ -166,5 +166,3 @@ def _first_mixing(stage: Stage, pairs: Pairs, channel: Tensor, deviation: Tensor
     else:
         before += weight[:, :, 0] * deviation
     return before.relu_() if stage.rectified else before
-
-

@@ -233,13 +233,12 @@ def _layer(node: Node, x: Tensor) -> Operator | None:
     module = node.module
     if module is None or len(node.inputs) != 1:
         return None
-    if type(module) is nn.Conv2d and module.groups == 1 and module.padding_mode == "zeros" and x.dim() == 4:
-        if not isinstance(module.padding, str):
-            ones = torch.ones(len(module.weight), device=x.device)
-            weight, bias = module.weight.detach(), None if module.bias is None else module.bias.detach()
-            return Mixing(
-                node.index, node.inputs, weight, bias, node.index, ones, module.stride, module.padding, module.dilation
-            )
+    if _is_plain_convolution(module, x):
+        ones = torch.ones(len(module.weight), device=x.device)
+        weight, bias = module.weight.detach(), None if module.bias is None else module.bias.detach()
+        return Mixing(
+            node.index, node.inputs, weight, bias, node.index, ones, module.stride, module.padding, module.dilation
+        )
     if type(module) is nn.Linear and x.dim() == 2:
         ones = torch.ones(len(module.weight), device=x.device)
         bias = None if module.bias is None else module.bias.detach()
@@ -251,6 +250,16 @@ def _layer(node: Node, x: Tensor) -> Operator | None:
         scale = weight / torch.sqrt(variance + module.eps)
         return Scaling(node.index, node.inputs, scale.float(), (bias - mean * scale).float())
     return None
+
+
+def _is_plain_convolution(module: nn.Module, x: Tensor) -> bool:
+    return (
+        type(module) is nn.Conv2d
+        and x.dim() == 4
+        and module.groups == 1
+        and module.padding_mode == "zeros"
+        and not isinstance(module.padding, str)
+    )
 
 
 def _pads_with_zeros(node: Node) -> bool:
@@ -330,11 +339,8 @@ def residual_norm(first: Mixing, second: Mixing) -> float | None:
     do not keep the size of a map.
     """
     for op in (first, second):
-        same = op.spatial and all(
-            stride == 1 and kernel == 2 * padding + 1 and dilation == 1
-            for stride, kernel, padding, dilation in zip(op.stride, op.weight.shape[2:], op.padding, op.dilation, strict=True)
-        )
-        if not same:
+        axes = zip(op.stride, op.weight.shape[2:], op.padding, op.dilation, strict=True)
+        if not op.spatial or any(axis != (1, 2 * axis[2] + 1, axis[2], 1) for axis in axes):
             return None
     if second.weight.shape[0] != first.weight.shape[1] or len(second.weight) > _DENSE_SPECTRUM:
         return None
@@ -359,7 +365,8 @@ def _symbol(weight: Tensor, stride: tuple[int, ...], dilation: tuple[int, ...]) 
         wide = kernel.new_zeros(*kernel.shape[:2], rows, columns)
         wide[:, :, :: dilation[0], :: dilation[1]] = kernel
         kernel = wide
-    phases = [kernel[:, :, row :: stride[0], column :: stride[1]] for row in range(stride[0]) for column in range(stride[1])]
+    offsets = [(row, column) for row in range(stride[0]) for column in range(stride[1])]
+    phases = [kernel[:, :, row :: stride[0], column :: stride[1]] for row, column in offsets]
     phases = [part for part in phases if part.numel()]
     degree = max(max(part.shape[2:]) for part in phases) - 1
     samples = max(8, 12 * degree)

@@ -38,8 +38,7 @@ class Stage:
     def _packed(self) -> Tensor | None:
         """The weight as the CPU's convolution kernels take it; ``None`` where there are none."""
         op = self.mixing
-        usable = op is not None and op.spatial and op.weight.device.type == "cpu" and torch.backends.mkldnn.is_available()
-        if not usable:
+        if not op.spatial or op.weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
             return None
         padding, stride, dilation = list(op.padding), list(op.stride), list(op.dilation)
         return torch.ops.mkldnn._reorder_convolution_weight(op.weight, padding, stride, dilation, 1, [])
