@@ -21,6 +21,7 @@ from saboteur.faults.space import Region
 from saboteur.levels.software.corruption import Hits, corrupted
 from saboteur.levels.software.spec import SoftwareFault
 from saboteur.outcomes import Recorder, Sdc1
+from saboteur.testing import draw_faults
 from tests.software import models, resnet20
 from tests.software.models import plain_target
 from tests.software.test_support import assert_same_bits, outputs_of
@@ -511,6 +512,44 @@ def test_several_inputs_and_a_tuple_of_outputs() -> None:
     seen = outputs_of(target, target.golden(), space, faults_at(space, [("input1", (2,), 0, 31)]))
     y[:, 2] *= -1
     assert_same_bits(seen[0], run_in(64, lambda xs: model(xs, y)[1], x))
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (nn.Conv2d(4, 6, 3, stride=2, padding=1, groups=2), (4, 7, 6)),
+        (nn.Conv2d(2, 3, (2, 3), padding=(0, 2), dilation=(1, 2)), (2, 5, 6)),
+        (nn.Conv2d(2, 3, (2, 4), padding="same"), (2, 4, 5)),
+        (nn.Conv2d(4, 4, 3, padding="valid", groups=4), (4, 5, 5)),
+        (nn.Conv1d(2, 3, 4, padding="same", dilation=2), (2, 9)),
+        (nn.Linear(4, 3), (5, 4)),
+    ],
+    ids=str,
+)
+def test_connections_of_any_geometry(layer: nn.Module, shape: tuple[int, ...]) -> None:
+    """A layer with one weight left shows what that connection contributes to each of its neurons."""
+    model = models.filled(nn.Sequential(layer))
+    x = models.numbers(3, *shape)
+    target = plain_target(model, x, outputs="values")
+    golden = target.golden()
+    space = target.space([SoftwareFault(where="connections", model=StuckValue(values=(1.5,)))])
+    (region,) = space.regions
+    assert region.shape == (*golden.outputs.shape[1:], layer.weight[0].numel())
+    faults = draw_faults(space, 60)
+    seen = outputs_of(target, golden, space, faults)
+    for trial in range(60):
+        *neuron, tap = np.unravel_index(faults.element[trial], region.shape)
+        channel = neuron[-1] if isinstance(layer, nn.Linear) else neuron[0]
+        alone = copy.deepcopy(layer)
+        with torch.no_grad():
+            alone.weight.view(len(alone.weight), -1)[:] = 0
+            weight = layer.weight.view(len(alone.weight), -1)[channel, tap]
+            alone.weight.view(len(alone.weight), -1)[channel, tap] = weight
+            alone.bias[:] = 0
+            expected = layer(x)
+            at = (slice(None), *neuron)
+            expected[at] += weight * 1.5 - alone(x)[at]
+        np.testing.assert_allclose(seen[trial], expected.numpy(), rtol=1e-5, atol=1e-5)
 
 
 def test_trace_follows_an_error() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -177,6 +178,10 @@ class TestSpaces:
         assert sites(target, where="activations") == ["(model):output"]
         assert sites(target, where="operators") == ["mul#0", "relu#0"]
 
+    def test_no_activations_at_all(self) -> None:
+        with refused("the model has no operators that faults can hit", FaultError):
+            sites(SoftwareTarget(models.mlp(), X), where="operators")
+
     def test_unknown_layer(self) -> None:
         with refused("layers: no layer matches 'conv3'; did you mean 'conv", FaultError):
             sites(self.target, where="weights", layers="conv3")
@@ -230,6 +235,32 @@ class TestSpaces:
         assert sites(target, where="activations") == ["fc:output"]
         assert "no axis that tells the inputs apart" in target.skipped["total"]
         assert target.skipped["name"] == "its output is a str, not a tensor"
+
+    def test_nothing_but_outputs_without_a_batch_axis(self) -> None:
+        class Total(nn.Module):
+            def forward(self, x: Tensor) -> Tensor:
+                return x.sum()
+
+        class Adds(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.total = Total()
+
+            def forward(self, x: Tensor) -> Tensor:
+                return x + 0 * self.total(x)
+
+        target = SoftwareTarget(Adds().eval(), X[:1], outputs="values")
+        with refused(r"has no activations that faults can hit; total: its output of shape \[\] for 2", FaultError):
+            sites(target, where="activations")
+
+    def test_compiled_modules_hold_stored_values_only(self) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            model = torch.jit.script(models.mlp())
+        target = SoftwareTarget(model, X)
+        assert sites(target, where="weights") == ["0.weight", "2.weight"]
+        with refused("model: 0 is compiled by torch.jit, so that only stored values can be hit"):
+            sites(target, where="activations")
 
     def test_no_stored_value(self) -> None:
         space = self.target.space([SoftwareFault(where="inputs", model=BitFlip())])

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
+import torch
 from torch import Tensor, nn
 
 from saboteur.errors import TargetError
@@ -38,6 +39,9 @@ class Survey:
         forward: runs it fault-free on so many inputs.
         emulated: formats that are emulated, by place, and by ``argument_of(place)`` for what a layer reads.
 
+    Raises:
+        TargetError: when a module takes no hooks.
+
     Attributes:
         skipped: places that faults cannot hit, each with the reason.
     """
@@ -48,6 +52,9 @@ class Survey:
         forward: Callable[[int], None],
         emulated: Mapping[str, NumberFormat] = MappingProxyType({}),
     ):
+        for place, module in leaves(model).items():
+            if isinstance(module, torch.jit.ScriptModule):
+                raise TargetError(f"model: {place} is compiled by torch.jit, so that only stored values can be hit")
         self._model = model
         self._emulated = emulated
         first, second = (self._records(lambda n=n: forward(n)) for n in _PROBES)

@@ -279,7 +279,7 @@ class SoftwareTarget(Target):
         candidates = list(self._sites(spec.where, spec.granularity).values())
         self._refuse_skipped_states(spec)
         if not candidates:
-            raise FaultError(f"where: the model has no {spec.where} that faults can hit")
+            raise FaultError(f"where: the model has no {spec.where} that faults can hit{self._reasons(spec.where)}")
         layers = {site.layer for site in candidates}
         chosen: set[str] = set()
         for pattern in spec.layers:
@@ -296,6 +296,12 @@ class SoftwareTarget(Target):
         if spec.layer_types is not None:
             sites = self._of_types(spec, sites)
         return sites
+
+    def _reasons(self, where: Where) -> str:
+        if where not in ("activations", "operators"):
+            return ""
+        skipped = [(place, why) for place, why in self.skipped.items() if ("#" in place) == (where == "operators")]
+        return "".join(f"; {place}: {why}" for place, why in skipped[:3])
 
     def _refuse_skipped_states(self, spec: SoftwareFault) -> None:
         if spec.where not in ("hidden_state", "cell_state"):
