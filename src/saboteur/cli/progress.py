@@ -65,7 +65,8 @@ class Display:
         self.injected = self._before + state.fresh
         counted = f"{number(state.done)}/{number(state.planned)} faults"
         left = state.remaining_s
-        speed = f"{state.rate:,.0f}/s" + ("" if left is None else f", {duration(left)} left")
+        speed = f"{state.rate:,.0f}/s" if state.rate >= 10 else f"{state.rate:.2g}/s"
+        speed += "" if left is None else f", {duration(left)} left"
         found = self._found(state)
         if self._bar is not None:
             self._bars.update(

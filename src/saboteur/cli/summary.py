@@ -48,12 +48,13 @@ def headline(results: Results, report: Path | None = None) -> dict[str, Any]:
         for unit, judge in judges[:2]
     ]
     verdict = results.verdict()
+    populations = results.session.sampler.populations
     return {
         "campaign": campaign.name,
         "id": results.store.id,
         "store": str(results.store.path),
         "plan": results.plan.in_words(),
-        "population": results.space.size,
+        "population": None if None in populations else sum(populations),
         "invalid": len(results.invalid()),
         "rates": rates,
         "requirement": campaign.requirement and campaign.requirement.model_dump(mode="json"),
@@ -74,7 +75,7 @@ def finish(summary: dict[str, Any], json: bool, strict: bool) -> None:
         show(table("Estimates", ["criterion", "outcome", "of", "rate>", "interval>", "k>", "n>"], _rows(summary)))
         lines: list[tuple[str, object]] = [
             ("plan", summary["plan"]),
-            ("population", f"{number(summary['population'])} single faults"),
+            ("population", _population(summary["population"])),
             ("intervals", _confidence(summary)),
         ]
         if summary["invalid"]:
@@ -97,6 +98,10 @@ def finish(summary: dict[str, Any], json: bool, strict: bool) -> None:
         show(facts(lines))
     if strict and summary["requirement"] is not None and summary["verdict"] != "met":
         raise typer.Exit(1)
+
+
+def _population(size: int | None) -> str:
+    return "combinations of faults, without number" if size is None else f"{number(size)} single faults"
 
 
 def _rows(summary: dict[str, Any]) -> list[list[object]]:

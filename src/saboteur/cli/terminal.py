@@ -37,7 +37,9 @@ def say(text: str) -> None:
 def show(*parts: object) -> None:
     """Write to stdout, without breaking lines."""
     console = data()
-    for part in parts:
+    for position, part in enumerate(parts):
+        if position and isinstance(part, Table) and part.title:
+            console.print()
         console.print(part, soft_wrap=isinstance(part, str))
 
 
