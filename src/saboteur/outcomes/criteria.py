@@ -176,11 +176,21 @@ class ConfidenceChange(InferenceCriterion):
         return np.abs(confidence(outputs, golden.kind) - before) > self.percent / 100 * before
 
     def radius(self, golden: Golden) -> NDArray[np.float64]:
-        """For logits moved by at most d, confidence changes at most by the factor exp(2d)."""
-        share = self.percent / 100
-        if golden.kind == "logits":
-            return np.full(golden.inputs, _SHRINK * max(0.0, np.log1p(share) / 2 - 1e-12))
-        return _SHRINK * share * golden.confidence
+        """Up to where either limit cannot be reached.
+
+        With confidence c = 1 / (1 + S), logits that move by at most d leave it between 1 / (1 + S·exp(2d)) and
+        1 / (1 + S·exp(−2d)), whichever class then leads.
+        """
+        share, before = self.percent / 100, golden.confidence
+        if golden.kind != "logits":
+            return _SHRINK * share * before
+        rest = np.maximum((1 - before) / before, 1e-12)
+        falls = rises = np.full(golden.inputs, np.inf)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            if share < 1:
+                falls = (1 / (before * (1 - share)) - 1) / rest
+            rises = np.where(before * (1 + share) < 1, rest / (1 / (before * (1 + share)) - 1), np.inf)
+        return _SHRINK * np.maximum(0.0, np.log(np.minimum(falls, rises)) / 2 - 1e-12)
 
     def slack(self, golden: Golden, inputs: NDArray[np.int64], outputs: NDArray) -> NDArray[np.float64]:
         """The distance to either limit; for logits moved by at most d, confidence changes by at most exp(±2d)."""
