@@ -578,6 +578,7 @@ def test_trace_ends_where_the_model_crashes() -> None:
 
 
 @pytest.mark.shared
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize(("images", "faults"), [(200, 20), pytest.param(1000, 200, marks=pytest.mark.slow)])
 def test_resnet20_and_the_published_fault_list(shared_data: Path, images: int, faults: int) -> None:
     model = resnet20.trained(shared_data)

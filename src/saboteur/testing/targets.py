@@ -118,7 +118,10 @@ class TargetContract:
     def test_what_is_not_computed_changes_no_verdict(
         self, target: Target, golden: Golden, space: FaultSpace, faults: Faults
     ) -> None:
-        """Where outputs need not be kept, a target may prove bounds instead of computing them."""
+        """Where outputs need not be kept, a target may prove bounds instead of computing them.
+
+        What it computes may then be rounded another way, in sums of another order.
+        """
         criteria = self._criteria(golden)
         assert criteria
         computed, _ = self.observe(target, golden, space, faults)
@@ -129,7 +132,7 @@ class TargetContract:
         for name in (*counted, "nonfinite", "crash", "hang", "detected"):
             assert table[name].to_pylist() == computed[name].to_pylist(), name
         exact, bound = (t["max_abs_error"].to_numpy() for t in (computed, table))
-        assert (bound >= exact * (1 - 1e-9)).all()
+        assert (bound >= exact * (1 - 1e-5) - 1e-6).all()
 
     def test_empty_trials_give_golden(self, target: Target, golden: Golden, space: FaultSpace, faults: Faults) -> None:
         """A trial without faults changes nothing, alone and between others."""
