@@ -46,6 +46,7 @@ def test_every_heading_by_hand():
         "inferences": [3, 3, 3, 3],
         "identical": [0, 2, 0, 0],
         "bounded": [0, 1, 0, 0],
+        "screened": [0, 0, 0, 0],
         "nonfinite": [1, 0, 0, 0],
         "crash": [0, 0, 2, 0],
         "hang": [0, 0, 0, 0],
@@ -56,6 +57,8 @@ def test_every_heading_by_hand():
         "golden_correct": [2, 2, 2, 2],
         "golden_correct_answered": [2, 2, 0, 2],
         "max_abs_error": [3.0, 0.25, 0.0, 0.0],
+        "audited": [0, 0, 0, 0],
+        "audit_misses": [0, 0, 0, 0],
         "invalid": [None, None, None, "the harness ran out of memory"],
     }
     softmax = np.exp(changed[:2].astype(float)) / np.exp(changed[:2].astype(float)).sum(axis=1, keepdims=True)

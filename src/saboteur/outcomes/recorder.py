@@ -1,7 +1,8 @@
 """Collects what injected runs gave, and accounts for every single inference.
 
 A target hands in pairs (trial, input) in any order and any grouping, each pair once, under exactly one
-heading: its output, "bit for bit the golden output", "proved to lie within a deviation", or an abnormal end.
+heading: its output, "bit for bit the golden output", "proved to lie within a deviation", "predicted to be
+harmless" (of which a sample is run, to see how often the prediction is wrong), or an abnormal end.
 A pair that was never handed in is an error, so that nothing is masked by being forgotten.
 """
 
@@ -20,7 +21,7 @@ from saboteur.outcomes.golden import Golden, confidence
 
 Abnormal = Literal["crash", "hang", "detected"]
 _UNANSWERED = ("nonfinite", *get_args(Abnormal))
-COUNTS = ("identical", "bounded", *_UNANSWERED)
+COUNTS = ("identical", "bounded", "screened", *_UNANSWERED)
 """What can have become of an inference besides an ordinary finite output."""
 
 
@@ -61,6 +62,8 @@ class Recorder:
         self._max_abs_error = np.zeros(trials)
         self._confidence_change = np.zeros(trials, np.int64)
         self._invalid: dict[int, str] = {}
+        self._under_audit: NDArray[np.bool_] | None = None
+        self._audited, self._audit_misses = np.zeros(trials, np.int64), np.zeros(trials, np.int64)
         self._kept: list[tuple[NDArray, NDArray, NDArray]] | None = [] if keep_outputs else None
         self._golden_correct: NDArray[np.int64] | None = None
         radii = [c.radius(golden) for c in self._criteria.values()]
@@ -74,6 +77,11 @@ class Recorder:
             np.min(radii, axis=0) if radii and not keep_outputs else np.zeros(golden.inputs)
         )
         """[inputs]: a pair whose output provably moves by less than this need not be computed."""
+
+    @property
+    def awaited(self) -> NDArray[np.bool_]:
+        """[trials, inputs]: the pairs that are asked for and have not been handed in; not to be written to."""
+        return self._awaited
 
     def slack(self, inputs: NDArray[np.int64], outputs: NDArray) -> NDArray[np.float64]:
         """How far each of the finite faulty ``outputs`` [n, ...] may move without changing what is recorded: [n].
@@ -118,14 +126,19 @@ class Recorder:
         with np.errstate(over="ignore"):
             error = np.abs(outputs.astype(np.float64) - before).reshape(len(trials), -1).max(axis=1)
         np.maximum.at(self._max_abs_error, trials, error)
+        noticed = np.zeros(len(trials), bool)
         for name, criterion in self._criteria.items():
-            np.add.at(self._sdc[name], trials[_judged(criterion, golden, inputs, outputs)], 1)
+            sdc = _judged(criterion, golden, inputs, outputs)
+            np.add.at(self._sdc[name], trials[sdc], 1)
+            noticed |= sdc
         if golden.scores_classes:
             change = confidence(outputs, golden.kind) - golden.confidence[inputs]
             np.add.at(self._confidence_change, trials, np.rint(change / _CONFIDENCE_UNIT).astype(np.int64))
         if self._golden_correct is not None and golden.labels is not None:
             gain = (outputs.argmax(axis=1) == golden.labels[inputs]).astype(np.int64) - golden.correct[inputs]
             np.add.at(self._correct, trials, gain)
+            noticed |= gain != 0
+        self._audit_missed(trials[noticed], inputs[noticed])
 
     def identical(self, trials: NDArray[np.int64], inputs: NDArray[np.int64]) -> None:
         """Pairs whose output is bit for bit the golden one.
@@ -147,6 +160,37 @@ class Recorder:
             raise TargetError("bounded: a deviation reaches the radius within which no criterion can change")
         np.add.at(self._counts["bounded"], trials, 1)
         np.maximum.at(self._max_abs_error, trials, deviation)
+
+    def screened(self, trials: NDArray[np.int64], inputs: NDArray[np.int64]) -> None:
+        """Pairs that were not run because they are *predicted* to be finite and within the :attr:`radius`.
+
+        A prediction is no proof: a random sample of such pairs must be run as well; see :meth:`audit`.
+
+        Raises:
+            TargetError: where no deviation at all is within the radius, or as :meth:`identical`.
+        """
+        self._account(trials, inputs)
+        if not (self.radius[inputs] > 0).all():
+            raise TargetError("screened: the radius of an input is 0, which no prediction can stay below")
+        np.add.at(self._counts["screened"], trials, 1)
+
+    def audit(self, trials: NDArray[np.int64], inputs: NDArray[np.int64]) -> None:
+        """Pairs that could be handed in as :meth:`screened` but will be run, to count wrong predictions.
+
+        They are still to be handed in, under what the run gives.
+
+        Raises:
+            TargetError: when a pair was handed in before.
+        """
+        if not self._awaited[trials, inputs].all():
+            raise TargetError("audit: a pair that was handed in, or not asked for, cannot be run to audit the screen")
+        if self._under_audit is None:
+            self._under_audit = np.zeros_like(self._awaited)
+        self._under_audit[trials, inputs] = True
+
+    def _audit_missed(self, trials: NDArray[np.int64], inputs: NDArray[np.int64]) -> None:
+        if self._under_audit is not None:
+            np.add.at(self._audit_misses, trials[self._under_audit[trials, inputs]], 1)
 
     def abnormal(self, trials: NDArray[np.int64], inputs: NDArray[np.int64], ending: Abnormal) -> None:
         """Pairs whose run gave no output: it crashed, hung, or a safety mechanism stopped it.
@@ -181,9 +225,12 @@ class Recorder:
             raise TargetError(f"trial {trials[first]}, input {inputs[first]}: came twice or was not asked for")
         self._awaited[trials, inputs] = False
         np.add.at(self._accounted, trials, 1)
+        if self._under_audit is not None:
+            np.add.at(self._audited, trials[self._under_audit[trials, inputs]], 1)
 
     def _unanswered(self, name: str, trials: NDArray[np.int64], inputs: NDArray[np.int64]) -> None:
         np.add.at(self._counts[name], trials, 1)
+        self._audit_missed(trials, inputs)
         if self._golden_correct is not None:
             right = self.golden.correct[inputs].astype(np.int64)
             np.subtract.at(self._correct, trials, right)
@@ -197,8 +244,10 @@ class Recorder:
         ``golden_correct`` and ``golden_correct_answered`` (right golden answers on all inputs, and on those that
         got a finite answer), ``confidence_change`` (mean over the pairs, faulty minus golden, each rounded to a
         multiple of 2⁻⁴⁰ so that no order of summation shows; pairs without computed or finite outputs count as 0),
-        ``max_abs_error`` (over finite outputs; an upper bound where pairs are bounded) and ``invalid`` (why
-        the harness failed, else null; such a row's other numbers mean nothing).
+        ``max_abs_error`` (over finite outputs that were not screened; an upper bound where pairs are bounded),
+        ``audited`` (how many pairs that could have been screened were run all the same), ``audit_misses`` (of how
+        many of these the prediction was wrong: not finite, SDC, or another answer) and ``invalid`` (why the
+        harness failed, else null; such a row's other numbers mean nothing).
 
         Raises:
             TargetError: when a valid trial has pairs that were not handed in, or handed in twice.
@@ -225,6 +274,7 @@ class Recorder:
         if self.golden.scores_classes:
             columns["confidence_change"] = self._confidence_change * _CONFIDENCE_UNIT / self.inferences
         columns["max_abs_error"] = self._max_abs_error
+        columns |= {"audited": self._audited, "audit_misses": self._audit_misses}
         columns["invalid"] = pa.array([self._invalid.get(t) for t in range(self.trials)], pa.string())
         return pa.table(columns)
 
@@ -286,7 +336,7 @@ def rescore(
         TargetError: when raw outputs were not kept, do not belong to the trials or the golden run, or a
             criterion does not fit.
     """
-    if pairs is None or (trials["bounded"].to_numpy() > 0).any():
+    if pairs is None or any((trials[name].to_numpy() > 0).any() for name in ("bounded", "screened")):
         raise TargetError("re-scoring: the raw outputs were not kept; run the campaign with keep_outputs")
     for criterion in criteria:
         criterion.check(golden)
