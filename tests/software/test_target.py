@@ -43,6 +43,13 @@ class TestModels:
         with refused(r"0\.weight is on cpu, the campaign on meta; move the model with model\.to\('meta'\)"):
             SoftwareTarget(models.mlp(), X, resources=Resources(device="meta"))
 
+    @pytest.mark.parametrize("device", ["warp", "xpu:7"])
+    def test_no_such_device(self, device: str) -> None:
+        with refused(f"device: '{device}' cannot be used here: "):
+            SoftwareTarget(models.mlp(), X, resources=Resources(device=device))
+        with refused(f"device: '{device}' cannot be used here: "):
+            PyTorchTarget(workload="digits-cnn").open(Resources(device=device))
+
     def test_failing_fault_free(self) -> None:
         with refused("fails without any fault: RuntimeError: mat1 and mat2"):
             SoftwareTarget(models.mlp(), models.numbers(6, 4))

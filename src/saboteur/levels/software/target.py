@@ -38,6 +38,11 @@ from saboteur.outcomes.recorder import Recorder
 class SoftwareTarget(Target):
     """A model, its workload, and the number formats that its values are taken to be in.
 
+    A fault hits each input's own inference: batches are only a way to compute. What is random in a fault (a
+    random value, noise, whether an intermittent fault acts) follows from its trial; a drawn value or noise is the
+    same in each inference of the trial, and its own for each word of a channel or layer. An exception that the
+    faulty model raises is a crash of the inferences that raise it.
+
     Args:
         model: in eval mode, on the device of ``resources``. It is left as it is, bit for bit.
         inputs: one tensor [inputs, ...], floating or integer, or a tuple of them for a model with several
@@ -72,7 +77,7 @@ class SoftwareTarget(Target):
         engine: EngineName = "exact",
         resources: Resources = Resources(),  # noqa: B008
     ):
-        device = torch.device(resources.device)
+        device = _device(resources.device)
         self._check_model(model, device)
         tensors = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
         self._labels = _checked_labels(labels, tensors)
@@ -120,7 +125,7 @@ class SoftwareTarget(Target):
 
         model, inputs, labels = loading.load(spec)
         return cls(
-            model.to(resources.device),
+            model.to(_device(resources.device)),
             inputs,
             labels,
             outputs=spec.outputs,
@@ -320,6 +325,13 @@ class SoftwareTarget(Target):
                     f"layer_types: none of the layers with {spec.where} is a {wanted!r}{near(wanted, known)}"
                 )
         return [site for site in sites if names[site.name] & set(spec.layer_types or ())]
+
+
+def _device(name: str) -> torch.device:
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise TargetError(f"device: {name!r} cannot be used here: {str(error).splitlines()[0]}") from error
 
 
 def _is_among(site: Memory, where: str) -> bool:
