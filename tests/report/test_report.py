@@ -208,6 +208,18 @@ def test_verdict_in_words(stores, tmp_path, at_most, status, mark, sentence):
     assert f"k = {estimate.k} of n = {estimate.n} faults; population N = 1 600" in text
 
 
+def test_verdict_of_a_single_stratum_is_judged_and_drawn_by_the_exact_interval(stores, tmp_path):
+    path = stores(requirement={"criterion": "sdc-1", "at_most": 0.3}, sampling=PLAN | {"stratify": "network"})
+    with opened(path) as results:
+        data = report.data(results)
+        assert data.verdict.estimate == results.verdict()[1]
+    assert data.verdict.estimate.method == "Clopper–Pearson"
+    assert data.outcomes[0].faults["sdc"].method == "Wilson"
+    text = squeezed("".join(parsed(html_of(path, tmp_path / "r.html")).text))
+    assert "interval: Clopper–Pearson, 95 % confidence" in text
+    assert "Low and high: interval at 95 % confidence (Wilson; fixed n)." in text
+
+
 def test_open_verdict_says_how_many_faults_would_decide():
     from saboteur.report.data import _what_would_decide
     from saboteur.statistics import proportion

@@ -430,10 +430,11 @@ def _verdict(results: Results, strata: Counts, progress: Progress) -> Verdict:
     if progress.valid == 0:
         return Verdict("no data", "No valid trial yet: nothing can be said.", meaning, question.name, None, limit)
     unit = requirement.unit if requirement else "faults"
-    estimate = results.estimate(question, "sdc", unit, strata)
+    judged = results.verdict(strata)
+    estimate = judged[1] if judged else results.estimate(question, "sdc", unit, strata)
     sure = f"{given(estimate.confidence)} confidence"
     interval = f"{percent(estimate.low)} to {percent(estimate.high)}"
-    if requirement is None:
+    if requirement is None or judged is None:
         headline = f"{percent(estimate.best)} of {unit} end in silent data corruption ({interval} at {sure})."
         return Verdict(
             "no requirement",
@@ -443,8 +444,6 @@ def _verdict(results: Results, strata: Counts, progress: Progress) -> Verdict:
             estimate,
             None,
         )
-    judged = results.verdict(strata)
-    assert judged is not None
     allowed = f"the requirement allows at most {given(requirement.at_most)}"
     headline = (
         f"{percent(estimate.best)} of {unit} end in silent data corruption (interval {interval} at {sure}); {allowed}."

@@ -156,8 +156,9 @@ FORMULAS = (
         "Rates of faults",
         "Σ N_h/N · k_h/n_h over strata h. Interval: weighted sum of Poisson counts, each fault seen with its own "
         "weight N_h/(N·n_h), with finite-population factors; the upper limit allows for one unseen event of the "
-        "largest weight. A stratum without a trial widens it by its whole share.",
-        "Fay and Feuer, Statistics in Medicine 1997; Cochran, Sampling Techniques 1977",
+        "largest weight. A stratum without a trial widens it by its whole share. With a single stratum the rate is "
+        "k/n, and the interval Wilson's with n·(N − 1)/(N − n) for n.",
+        "Fay and Feuer, Statistics in Medicine 1997; Wilson, JASA 1927; Cochran, Sampling Techniques 1977",
     ),
     Formula(
         "inferences",
@@ -169,13 +170,15 @@ FORMULAS = (
     Formula(
         "verdict",
         "Verdict",
-        "Met if the whole interval lies at or below the limit, not met if it lies above, else open.",
-        "this report",
+        "Met if the whole interval lies at or below the limit, not met if it lies above, else open. With a single "
+        "stratum the interval is the exact (hypergeometric) one, a little wider than Wilson's.",
+        "Clopper and Pearson, Biometrika 1934",
     ),
     Formula(
         "stopping",
         "Early stop",
-        "After every tenth of the plan a confidence sequence is looked at; it holds at all looks together.",
+        "After every tenth of the plan a confidence sequence is looked at; it holds at all looks together, and is the "
+        "interval stated for the criterion that decided. Other intervals are as if n had been fixed.",
         "Robbins, Annals of Mathematical Statistics 1970; Waudby-Smith and Ramdas, NeurIPS 2020",
     ),
     Formula(

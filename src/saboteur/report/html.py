@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -91,6 +92,7 @@ def _template() -> Template:
         "interval": _interval,
         "aligned": _aligned,
         "basis": _basis,
+        "methods": _methods,
         "dict": dict,
     }
     environment.globals["unknown"] = UNKNOWN
@@ -129,3 +131,11 @@ def _basis(estimate: Estimate) -> str:
         parts.append(f"effective n = {whole(estimate.effective_n)}")
     parts += [f"interval: {estimate.method}, {100 * estimate.confidence:g}{SIGN} confidence", estimate.stopping_rule]
     return "; ".join(parts) + "."
+
+
+def _methods(estimates: Iterable[Estimate | None]) -> str:
+    """How the intervals of a table were computed, in a line of text."""
+    met = [estimate for estimate in estimates if estimate is not None]
+    methods = " or ".join(dict.fromkeys(estimate.method for estimate in met))
+    rules = "; ".join(dict.fromkeys(estimate.stopping_rule for estimate in met))
+    return f"Low and high: interval at {given(met[0].confidence)} confidence ({methods}; {rules})." if met else ""
