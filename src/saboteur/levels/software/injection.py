@@ -31,13 +31,11 @@ def inject(
         sites: by name, at least those of the space.
         space: where the faults come from.
         faults: the trials.
-        recorder: takes the outputs and says which inputs each trial meets.
+        recorder: takes the outputs and says which inputs of each trial it awaits.
         trials: which trials; all if absent.
     """
-    everything = np.arange(runner.inputs)
     for trial in range(faults.trials) if trials is None else trials:
-        inputs = everything if recorder.inputs is None else recorder.inputs[trial]
-        inject_one(runner, sites, space, faults, trial, inputs, recorder)
+        inject_one(runner, sites, space, faults, trial, np.flatnonzero(recorder.awaited[trial]), recorder)
 
 
 def inject_one(

@@ -127,7 +127,7 @@ class ExactEngine:
             return
         groups, others = self._sorted(sites, space, faults)
         for trial in others.tolist():
-            asked = np.arange(self.runner.inputs) if recorder.inputs is None else recorder.inputs[trial]
+            asked = np.flatnonzero(recorder.awaited[trial])
             injection.inject_one(self.runner, sites, space, faults, trial, asked, recorder)
         for inputs in self._chunk_ranges():
             try:
@@ -151,9 +151,7 @@ class ExactEngine:
         recorder: Recorder,
     ) -> None:
         for trial in group.trial.tolist():
-            asked = np.arange(inputs.start, inputs.stop)
-            if recorder.inputs is not None:
-                asked = asked[np.isin(asked, recorder.inputs[trial])]
+            asked = inputs.start + np.flatnonzero(recorder.awaited[trial, inputs.start : inputs.stop])
             injection.inject_one(self.runner, sites, space, faults, trial, asked, recorder)
 
     def _sorted(
@@ -265,13 +263,9 @@ class _Block:
         self._replay()
 
     def _pairs(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """All pairs: the number of the trial in the group, and the input counted from the chunk's first."""
-        trials, inputs = self.group.trial, self.chunk.inputs
-        if self.recorder.inputs is None:
-            return np.repeat(np.arange(len(trials)), len(inputs)), np.tile(np.arange(len(inputs)), len(trials))
-        asked = self.recorder.inputs[trials]
-        number, place = np.nonzero((asked >= inputs.start) & (asked < inputs.stop))
-        return number, asked[number, place] - inputs.start
+        """All awaited pairs: the number of the trial in the group, and the input counted from the chunk's first."""
+        inputs = self.chunk.inputs
+        return np.nonzero(self.recorder.awaited[self.group.trial, inputs.start : inputs.stop])
 
     def _inputs(self, row: NDArray[np.int64]) -> NDArray[np.int64]:
         return row + self.chunk.inputs.start
