@@ -9,6 +9,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import generate
 from pydantic import BaseModel
+
 from saboteur import __version__
 
 generate.write_all()

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import typer
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
+
 from saboteur.campaign import Campaign, Exhaustive, Fixed, Listed, Requirement, Resources, Statistical, Stopping
 from saboteur.cli import app
 from saboteur.extensions import Part, registered, resolve
