@@ -397,6 +397,7 @@ def test_trials_of_many_faults_have_no_places_and_the_sections_say_so(stores, tm
         assert groups.groups == () and words in groups.absent
     assert data.progress.population is None and data.verdict.estimate.population is None
     assert data.progress.valid == 60 and data.critical
+    assert dict(data.what_was_done)["Counted as one fault"].startswith("a trial")
     text = "".join(parsed(html_of(path, tmp_path / "r.html")).text)
     assert text.count("cannot be put down to one place") == 4
 

@@ -649,6 +649,7 @@ def _what_was_done(results: Results, progress: Progress) -> tuple[tuple[str, str
         plan = "planned" if progress.complete else "that the plan asks for so far"
         done = f"{whole(made)} of {whole(progress.decided)} trials {plan}, from {of}; "
     done += f"{whole(progress.valid)} valid, {whole(progress.invalid)} invalid"
+    together = (("Counted as one fault", "a trial, with all the faults that act together in it"),)
     return (
         ("Target", campaign.target.kind + (f" ({target})" if target else "")),
         ("Golden run", workload),
@@ -662,6 +663,7 @@ def _what_was_done(results: Results, progress: Progress) -> tuple[tuple[str, str
         ("Each fault was judged on", judged),
         ("Seed", str(campaign.seed)),
         ("Injected", done),
+        *(together if campaign.multiple else ()),
     )
 
 
