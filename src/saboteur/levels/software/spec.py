@@ -25,7 +25,7 @@ Where = Literal[
 ]
 
 
-EngineName = Literal["plain", "exact"]
+EngineName = Literal["plain", "exact", "screened"]
 
 
 class SoftwareFault(FaultSpec):
@@ -88,7 +88,11 @@ class PyTorchTarget(TargetSpec):
     per_channel: bool = Field(default=True, description="affine weight formats: one scale for each output channel")
     engine: EngineName = Field(
         default="exact",
-        description="plain: every faulty inference in full; exact: the same verdicts from a fraction of the work",
+        description="plain: every faulty inference in full; exact: the same verdicts from a fraction of the work; "
+        "screened: clear cases are predicted, and a sample of them run as an audit",
+    )
+    audit_rate: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=0.005, description="engine screened: the share of all inferences that is drawn for the audit"
     )
 
     @field_validator("weights_format", "activations_format")

@@ -23,6 +23,7 @@ from saboteur.faults.space import Faults, FaultSpace, Region
 from saboteur.levels.software import injection, tracing
 from saboteur.levels.software.emulation import native_format, raw_view
 from saboteur.levels.software.engine.exact import ExactEngine
+from saboteur.levels.software.engine.screening import Screen
 from saboteur.levels.software.flow import named_modules
 from saboteur.levels.software.memory import Memory, memories
 from saboteur.levels.software.representation import activations_in, weights_in
@@ -57,7 +58,8 @@ class SoftwareTarget(Target):
             affine one is calibrated for each tensor on its fault-free range over ``inputs``.
         per_channel: an affine weight format has a scale for each output channel rather than each tensor.
         engine: ``plain`` runs every faulty inference in full; ``exact`` gives the same verdicts from a fraction of
-            the work, the plain way where it has no faster one.
+            the work, the plain way where it has no faster one; ``screened`` predicts the clear cases first.
+        audit_rate: for ``screened``, the share of all inferences that is drawn to be run even if predicted.
         resources: device, threads, batch size and memory.
 
     Raises:
@@ -75,6 +77,7 @@ class SoftwareTarget(Target):
         activations_format: str | None = None,
         per_channel: bool = True,
         engine: EngineName = "exact",
+        audit_rate: float = 0.005,
         resources: Resources = Resources(),  # noqa: B008
     ):
         device = _device(resources.device)
@@ -82,8 +85,11 @@ class SoftwareTarget(Target):
         tensors = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
         self._labels = _checked_labels(labels, tensors)
         self._outputs: OutputKind = outputs
-        self._settings = (outputs, output, weights_format, activations_format, per_channel)
+        self._settings: tuple[object, ...] = (outputs, output, weights_format, activations_format, per_channel)
         self.engine_name = engine
+        self._audit_rate = audit_rate
+        if engine == "screened":
+            self._settings += (engine, audit_rate)
         self._resources = resources
         stored = memories(model)
         if weights_format is not None:
@@ -134,6 +140,7 @@ class SoftwareTarget(Target):
             activations_format=spec.activations_format,
             per_channel=spec.per_channel,
             engine=spec.engine,
+            audit_rate=spec.audit_rate,
             resources=resources,
         )
 
@@ -203,13 +210,28 @@ class SoftwareTarget(Target):
         with self._runner.prepared():
             if self.engine_name == "plain":
                 injection.inject(self._runner, sites, space, faults, recorder)
-            else:
-                self.engine.inject(sites, space, faults, recorder)
+                return
+            if self.engine_name == "screened":
+                self.screen(space).screen(space, faults, recorder, self._audit_rate)
+            self.engine.inject(sites, space, faults, recorder)
 
     @cached_property
     def engine(self) -> ExactEngine:
         """The fast engine; its ``reason`` says why it has no fast way for this model, if so."""
-        return ExactEngine(self._runner, self._resources.memory_bytes)
+        memory = self._resources.memory_bytes
+        return ExactEngine(self._runner, memory - memory // 4 if self.engine_name == "screened" else memory)
+
+    def screen(self, space: FaultSpace) -> Screen:
+        """What predicts the clear cases of ``space``; its ``unscreened`` says where it cannot."""
+        names = frozenset(space.sites)
+        if names not in self._screens:
+            sites = {name: self._site(name) for name in space.sites}
+            self._screens[names] = Screen(self._runner, sites, self._outputs, self._resources.memory_bytes // 4)
+        return self._screens[names]
+
+    @cached_property
+    def _screens(self) -> dict[frozenset[str], Screen]:
+        return {}
 
     def stored(self, region: Region) -> tuple[NDArray, NumberFormat]:
         """The fault-free words [elements] of a parameter or buffer, and their lined-up format."""

@@ -1,4 +1,4 @@
-"""The screened tier (it is being built here): tells clear cases from those that must be run, and is audited.
+"""The screened tier: tells clear cases from those that must be run, and is audited.
 
 The screen predicts how far a fault moves the outputs of an image, from slopes that are measured once for all
 faults (:mod:`~saboteur.levels.software.engine.screening_slopes`). It *decides* that a pair (trial, input) is not
@@ -34,6 +34,7 @@ from saboteur.levels.software.runner import Runner, input_place
 from saboteur.levels.software.signals import Output
 from saboteur.levels.software.site import Site
 from saboteur.outcomes.golden import OutputKind
+from saboteur.outcomes.recorder import Recorder
 
 _IMAGES_AT_ONCE = 16
 _PAIRS_AT_ONCE = 2**21
@@ -204,6 +205,23 @@ class Screen:
                     chosen &= _membership(inputs[first:last], batch)
                 trial, place = np.nonzero(chosen)
                 yield trial + first, place + start
+
+    def screen(self, space: FaultSpace, faults: Faults, recorder: Recorder, audit_rate: float) -> None:
+        """Hand in what is decided as screened, but for a sample under audit; the rest is still awaited.
+
+        Args:
+            space: where the faults come from.
+            faults: the trials.
+            recorder: takes the decided pairs.
+            audit_rate: the share of all pairs that is drawn for the audit (see :func:`audit_sample`).
+        """
+        trial, place = audit_sample(faults.key, recorder.inferences, audit_rate)
+        drawn = np.zeros(recorder.awaited.shape, bool)
+        drawn[trial, place if recorder.inputs is None else recorder.inputs[trial, place]] = True
+        for trial, place in self.decided(space, faults, recorder.radius, recorder.inputs):
+            audited = drawn[trial, place]
+            recorder.audit(trial[audited], place[audited])
+            recorder.screened(trial[~audited], place[~audited])
 
     def _rows(self, space: FaultSpace, faults: Faults) -> tuple[list[_Rows], NDArray[np.bool_]]:
         """The single faults by region, and the trials that can be screened: [trials]."""
