@@ -129,10 +129,9 @@ def test_same_store_gives_the_same_bytes_wherever_it_lies(stores, tmp_path):
     html_of(first, tmp_path / "a.html")
     html_of(tmp_path / "elsewhere", tmp_path / "b.html")
     assert (tmp_path / "a.html").read_bytes() == (tmp_path / "b.html").read_bytes()
-    data = gathered(first)
-    for format in ("svg", "pdf"):
-        one = report.write_figures(data, tmp_path / "one", format)
-        two = report.write_figures(gathered(first), tmp_path / "two", format)
+    for format, store in (("svg", first), ("pdf", stores(simultaneous=3, sampling=PLAN | {"n": 60}))):
+        one = report.write_figures(gathered(store), tmp_path / "one", format)
+        two = report.write_figures(gathered(store), tmp_path / "two", format)
         assert [path.name for path in one] == [path.name for path in two]
         assert [path.read_bytes() for path in one] == [path.read_bytes() for path in two]
     assert one[0].read_bytes().startswith(b"%PDF") and b"CreationDate" not in one[0].read_bytes()
