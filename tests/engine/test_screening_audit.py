@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
+from saboteur import workloads
+from saboteur.campaign.target import Resources
 from saboteur.errors import TargetError
+from saboteur.faults import BitFlip
+from saboteur.faults.space import Faults
+from saboteur.levels.software.engine import screening_slopes
+from saboteur.levels.software.spec import EngineName, SoftwareFault
+from saboteur.levels.software.target import SoftwareTarget
 from saboteur.outcomes.criteria import NumericError, Sdc1
 from saboteur.outcomes.golden import Golden
 from saboteur.outcomes.recorder import Recorder, outcome, rescore
+from saboteur.statistics import upper_bound
+from saboteur.testing.targets import draw_faults
 
 LOGITS = np.array([[3, 1, 0], [0, 2, 1], [1, 0, 5]], np.float32)
 GOLDEN = Golden(LOGITS, np.array([0, 1, 0]))
@@ -72,3 +82,80 @@ def test_screened_pairs_cannot_be_rescored() -> None:
     kept = Recorder(GOLDEN, [Sdc1()], 1, keep_outputs=True).pairs()
     with pytest.raises(TargetError, match="the raw outputs were not kept"):
         rescore(kept, recorder.table(), GOLDEN, [Sdc1()])
+
+
+TRIALS = 300
+SAME = ("nonfinite", "crash", "sdc:sdc-1", "correct", "golden_correct_answered")
+
+
+def target_with(engine: EngineName, audit_rate: float = 0.02) -> SoftwareTarget:
+    workload = workloads.load("digits-mlp6")
+    settings = dict(engine=engine, audit_rate=audit_rate, resources=Resources(batch_size=64))
+    return SoftwareTarget(workload.model, workload.inputs[:120], workload.labels[:120], **settings)
+
+
+def observed(target: SoftwareTarget, trials: np.ndarray | None = None, inputs: np.ndarray | None = None) -> pa.Table:
+    space = target.space([SoftwareFault(where="weights", model=BitFlip())])
+    faults: Faults = draw_faults(space, TRIALS)
+    faults = faults if trials is None else faults.take(trials)
+    recorder = Recorder(target.golden(), [Sdc1()], faults.trials, inputs)
+    target.inject(space, faults, recorder)
+    return recorder.table()
+
+
+def total(table: pa.Table, column: str) -> int:
+    return int(table[column].to_numpy().sum())
+
+
+@pytest.fixture(scope="module")
+def screened() -> pa.Table:
+    return observed(target_with("screened"))
+
+
+def test_verdicts_are_those_of_the_plain_engine(screened: pa.Table) -> None:
+    plain = observed(target_with("plain"))
+    for column in SAME:
+        assert screened[column].equals(plain[column]), column
+    assert total(screened, "screened") > 0.9 * TRIALS * 120
+    assert total(plain, "screened") == total(plain, "audited") == 0
+
+
+def test_a_good_screen_passes_its_audit(screened: pa.Table) -> None:
+    audited, misses = total(screened, "audited"), total(screened, "audit_misses")
+    assert audited == pytest.approx(0.02 * (total(screened, "screened") + audited), rel=0.15)
+    assert misses == 0
+    assert upper_bound(misses, audited) == pytest.approx(-np.log(0.01) / audited, rel=0.01)
+
+
+def test_a_broken_screen_fails_its_audit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(screening_slopes, "_strain", lambda slope, size, radius: np.zeros(len(slope), np.float32))
+    table = observed(target_with("screened"))
+    missed = total(observed(target_with("plain")), "sdc:sdc-1") - total(table, "sdc:sdc-1")
+    assert missed > 0, "the broken screen hides SDCs"
+    assert total(table, "audit_misses") > 0
+    assert upper_bound(total(table, "audit_misses"), total(table, "audited")) > missed / total(table, "screened") > 1e-3
+
+
+def test_everything_can_be_audited() -> None:
+    table = observed(target_with("screened", audit_rate=1.0), np.arange(40))
+    assert total(table, "screened") == 0
+    assert total(table, "audited") > 0.9 * 40 * 120
+
+
+def test_a_trial_alone_is_screened_and_audited_as_among_others(screened: pa.Table) -> None:
+    chosen = np.array([3, 250, 17])
+    assert observed(target_with("screened"), chosen).equals(screened.take(chosen))
+
+
+def test_chosen_inputs_are_screened_and_audited(screened: pa.Table) -> None:
+    inputs = np.stack([np.random.default_rng(trial).permutation(120)[:50] for trial in range(TRIALS)])
+    table, plain = (observed(target_with(engine), inputs=inputs) for engine in ("screened", "plain"))
+    for column in SAME:
+        assert table[column].equals(plain[column]), column
+    assert total(table, "audited") > 0 and total(table, "screened") > 0.9 * TRIALS * 50
+
+
+def test_the_engine_is_part_of_what_identifies_a_screened_target() -> None:
+    prints = [target_with(*how).fingerprint for how in (("plain",), ("exact",), ("screened",), ("screened", 0.5))]
+    assert prints[0] == prints[1]
+    assert len(set(prints)) == 3
