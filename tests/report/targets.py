@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
+
 from saboteur.campaign.target import Resources, Target
 from saboteur.faults import Faults, FaultSpace
 from saboteur.outcomes import Golden, Recorder
@@ -42,3 +44,39 @@ class UnlabelledTarget(ToyTarget):
 class Unlabelled(Toy):
     def golden(self) -> Golden:
         return Golden(self.run(), None, "values")
+
+
+class ScreenedTarget(ToyTarget):
+    kind: str = "tests.report.targets:ScreenedTarget"
+
+    def open(self, resources: Resources) -> Target:
+        return Screened(self)
+
+
+class Screened(Toy):
+    """Predicts, rightly, that flips of the ten lowest bits do no harm, and has every fifth input audited."""
+
+    def inject(self, space: FaultSpace, faults: Faults, recorder: Recorder) -> None:
+        everything = np.arange(self.spec.inputs)
+        predicted = everything[recorder.radius > 1e-3]
+        for trial in range(faults.trials):
+            one = faults.take([trial])
+            left = everything
+            if one.variant[0] < 10:
+                audited = predicted[predicted % 5 == 0]
+                screened = np.setdiff1d(predicted, audited)
+                recorder.audit(np.full(len(audited), trial), audited)
+                recorder.screened(np.full(len(screened), trial), screened)
+                left = np.setdiff1d(everything, screened)
+            alone = _Outputs()
+            super().inject(space, one, alone)
+            recorder.outputs(np.full(len(left), trial), left, alone.found[left])
+
+
+class _Outputs:
+    """Stands in for a recorder that keeps one trial's outputs."""
+
+    inputs = None
+
+    def outputs(self, trials: np.ndarray, inputs: np.ndarray, outputs: np.ndarray) -> None:
+        self.found = outputs

@@ -340,6 +340,31 @@ def test_severity_and_accuracy_equal_a_plain_count(stores):
     assert {step.tolerance: step.share for step in data.accuracy.tolerances}[0.05] == tolerance_5
 
 
+def test_every_inference_is_accounted_for_by_how_it_was_obtained(stores, tmp_path):
+    path = stores()
+    with opened(path) as results:
+        data = report.data(results)
+        identical = sum(int(table["identical"].to_numpy().sum()) for table in results.tables())
+    got = data.obtained
+    assert (got.inferences, got.identical, got.bounded, got.screened) == (200 * 40, identical, 0, 0)
+    assert got.audited == 0 and got.wrong is None
+    text = squeezed("".join(parsed(html_of(path, tmp_path / "r.html")).text))
+    assert f"Of 8 000 inferences with a fault, {whole(identical)} gave".replace("\u202f", " ") in text
+
+
+def test_predictions_are_stated_with_the_bound_of_their_audit(stores, tmp_path):
+    path = stores(target="tests.report.targets:ScreenedTarget", requirement={"criterion": "sdc-1", "at_most": 0.9})
+    data = gathered(path)
+    got = data.obtained
+    assert got.screened > 0 and got.audited == got.wrong.n > 0
+    assert got.wrong.population == got.screened + got.audited
+    assert got.wrong.low == 0 < got.wrong.high < 0.05 and got.wrong.k == 0
+    text = squeezed(" ".join(data.verdict.sentences))
+    assert f"{whole(got.screened)} of 8 000 inferences were not run".replace("\u202f", " ") in text
+    assert f"{whole(got.audited)} such predictions".replace("\u202f", " ") in text
+    assert "Audit of the predictions: 0 of" in squeezed("".join(parsed(html_of(path, tmp_path / "r.html")).text))
+
+
 def test_most_critical_sites_come_worst_first_with_their_replay_line(stores, tmp_path):
     path = stores()
     data = gathered(path)

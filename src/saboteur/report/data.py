@@ -7,7 +7,7 @@ interval, counts, population, method and confidence.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from inspect import getdoc
 from itertools import pairwise
 from typing import Any, Literal
@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from saboteur import statistics
 from saboteur.campaign.model import Campaign
 from saboteur.campaign.plan import Tally
 from saboteur.campaign.results import (
@@ -209,6 +210,27 @@ class Accuracy:
 
 
 @dataclass(frozen=True)
+class Obtained:
+    """How the results of all inferences of valid trials were obtained.
+
+    Attributes:
+        inferences: how many there are; what is in none of the next three was run to its end.
+        identical: bit for bit the golden output.
+        bounded: not run, proved to move too little for any criterion.
+        screened: not run, predicted to move too little.
+        audited: could have been screened and were run all the same.
+        wrong: the share of predictions that the audit found wrong; ``None`` where nothing was predicted.
+    """
+
+    inferences: int
+    identical: int
+    bounded: int
+    screened: int
+    audited: int
+    wrong: Estimate | None
+
+
+@dataclass(frozen=True)
 class StratumPlan:
     """What was planned and done in one stratum.
 
@@ -261,6 +283,7 @@ class ReportData:
     progress: Progress
     what_was_done: tuple[tuple[str, str], ...]
     outcomes: tuple[Outcomes, ...]
+    obtained: Obtained
     by_layer: Groups
     by_bit: Groups
     by_layer_bit: Groups
@@ -293,10 +316,14 @@ def data(results: Results) -> ReportData:
     curve = ConvergenceCollector(results, question)
     invalid = InvalidCollector()
     spread = _SpreadCollector(results, question)
-    results.read(counted, critical, curve, invalid, spread)
+    effort = _EffortCollector()
+    results.read(counted, critical, curve, invalid, spread, effort)
+    obtained = effort.obtained(campaign.sampling.confidence)
     strata = counted.counts(question)
     progress = _progress(results, strata)
     verdict = _verdict(results, strata, progress)
+    if obtained.screened:
+        verdict = replace(verdict, sentences=(*verdict.sentences, _predicted(obtained)))
     groups = {by: _groups(results, counted, by) for by in ("layer", "bit", "layer_bit", "component")}
     manifest = results.store.manifest
     return ReportData(
@@ -307,6 +334,7 @@ def data(results: Results) -> ReportData:
         progress=progress,
         what_was_done=_what_was_done(results, progress),
         outcomes=tuple(_outcomes(results, counted, criterion) for criterion in campaign.criteria),
+        obtained=obtained,
         by_layer=groups["layer"],
         by_bit=groups["bit"],
         by_layer_bit=groups["layer_bit"],
@@ -329,6 +357,41 @@ def data(results: Results) -> ReportData:
             ("store version", str(manifest["store_version"])),
         ),
         methods=_methods(campaign, golden_labels=session.golden.labels is not None),
+    )
+
+
+class _EffortCollector:
+    """Adds up how the inferences of valid trials were obtained."""
+
+    def __init__(self) -> None:
+        names = ("inferences", "identical", "bounded", "screened", "audited", "audit_misses")
+        self._sums = dict.fromkeys(names, 0)
+
+    def add(self, table: pa.Table) -> None:
+        valid = table["invalid"].is_null().to_numpy()
+        for name in self._sums:
+            self._sums[name] += int(table[name].to_numpy()[valid].sum())
+
+    def obtained(self, confidence: float) -> Obtained:
+        sums = dict(self._sums)
+        misses, audited, screened = sums.pop("audit_misses"), sums["audited"], sums["screened"]
+        wrong = None
+        if audited + screened:
+            wrong = statistics.proportion(
+                misses, audited, audited + screened, confidence, "clopper_pearson", unit="inferences",
+                stopping_rule="random audit",
+            )  # fmt: skip
+        return Obtained(**sums, wrong=wrong)
+
+
+def _predicted(obtained: Obtained) -> str:
+    wrong = obtained.wrong
+    assert wrong is not None
+    return (
+        f"{whole(obtained.screened)} of {whole(obtained.inferences)} inferences were not run but predicted to be "
+        f"unharmed. Of {whole(wrong.n)} such predictions drawn at random and run, {whole(wrong.k)} were wrong: at most "
+        f"{percent(wrong.high)} of all predictions are, at {given(wrong.confidence)} confidence. The rates above take "
+        "every prediction as right."
     )
 
 
