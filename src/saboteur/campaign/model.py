@@ -124,6 +124,11 @@ class Campaign(_Frozen):
     )
     criteria: Annotated[tuple[AnyCriterion, ...], Field(min_length=1)] = STANDARD
     requirement: Requirement | None = None
+    allowed_wrong_rate: Annotated[float, Field(gt=0, lt=1)] = Field(
+        default=1e-3,
+        description="where inferences are predicted and not run: the requirement is not met unless their audit shows, "
+        "at the sampling's confidence, that at most this share of the predictions is wrong",
+    )
     stopping: Stopping | None = None
     keep_outputs: bool = Field(default=False, description="keep raw outputs, so that any criterion can re-score them")
     seed: Annotated[int, Field(ge=0)] = 0
@@ -199,7 +204,7 @@ class Campaign(_Frozen):
     def identity(self, fingerprint: str, listed: str = "") -> str:
         """The id: a versioned hash of all that decides what trial *i* of a stratum is and what it shows.
 
-        Not in it: names, how many trials are planned, the requirement, stopping, resources.
+        Not in it: names, how many trials are planned, the requirement, the allowed wrong rate, stopping, resources.
 
         Args:
             fingerprint: the opened target's.

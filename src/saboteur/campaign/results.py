@@ -32,6 +32,7 @@ from saboteur.statistics import Estimate
 GroupBy = Literal["layer", "bit", "layer_bit", "site", "component"]
 OUTCOMES = ("masked", "sdc", "due")
 _DUE = ("nonfinite", "crash", "hang", "detected")
+_SUMMED = ("inferences", "screened", "audited", "audit_misses")
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,9 @@ class Counts:
         n: valid trials.
         invalid: trials that the harness could not run.
         inferences: how many inferences the valid trials met.
+        screened: how many of them were predicted and not run.
+        audited: how many could have been predicted and were run to audit the predictions.
+        audit_misses: of how many of these the prediction was wrong.
         faults: outcome -> how many faults.
         sums: outcome -> sum over faults of their inferences with that outcome.
         squares: the same, sum of squares.
@@ -56,6 +60,9 @@ class Counts:
     n: NDArray[np.int64]
     invalid: NDArray[np.int64]
     inferences: NDArray[np.int64]
+    screened: NDArray[np.int64]
+    audited: NDArray[np.int64]
+    audit_misses: NDArray[np.int64]
     faults: dict[str, NDArray[np.int64]]
     sums: dict[str, NDArray[np.int64]]
     squares: dict[str, NDArray[np.int64]]
@@ -86,6 +93,9 @@ class Counts:
             n=change(self.n),
             invalid=change(self.invalid),
             inferences=change(self.inferences),
+            screened=change(self.screened),
+            audited=change(self.audited),
+            audit_misses=change(self.audit_misses),
             faults=of_outcomes(self.faults),
             sums=of_outcomes(self.sums),
             squares=of_outcomes(self.squares),
@@ -106,7 +116,7 @@ class CountCollector:
     def __init__(self, results: Results, criteria: Sequence[Criterion]):
         self._results, self._criteria = results, criteria
         cells = len(results.cells.stratum)
-        self._shared = {name: np.zeros(cells, np.int64) for name in ("n", "invalid", "inferences")}
+        self._shared = {name: np.zeros(cells, np.int64) for name in ("n", "invalid", *_SUMMED)}
         self._found = {
             criterion.name: tuple({name: np.zeros(cells, np.int64) for name in OUTCOMES} for _ in range(3))
             for criterion in criteria
@@ -121,7 +131,8 @@ class CountCollector:
         table, cell = table.filter(pa.array(valid)), cell[valid]
         met = table["inferences"].to_numpy()
         self._shared["n"] += np.bincount(cell, minlength=size)
-        self._shared["inferences"] += np.bincount(cell, met, size).astype(np.int64)
+        for name in _SUMMED:
+            self._shared[name] += np.bincount(cell, table[name].to_numpy(), size).astype(np.int64)
         due = met - answered(table)
         for criterion in self._criteria:
             faults, sums, squares = self._found[criterion.name]
@@ -143,9 +154,7 @@ class CountCollector:
             cells.stratum,
             np.zeros_like(cells.stratum),
             cells.population,
-            shared["n"],
-            shared["invalid"],
-            shared["inferences"],
+            *shared.values(),
             *self._found[criterion.name],
         )
         if by is None:
@@ -588,8 +597,25 @@ class Results:
 
     # -- the verdict ----------------------------------------------------------------------------------------
 
+    def wrong_rate(self, counts: Counts | None = None) -> float | None:
+        """Which share of the predictions is wrong at most, at the sampling's confidence; ``None`` without any.
+
+        The one-sided bound of Clopper and Pearson on the audit: a random sample of the inferences that could be
+        predicted, all of which were run.
+
+        Args:
+            counts: as for :meth:`verdict`.
+        """
+        counts = counts or self.counts(self.campaign.question)
+        audited = int(counts.audited.sum())
+        if audited + int(counts.screened.sum()) == 0:
+            return None
+        return float(statistics.upper_bound(int(counts.audit_misses.sum()), audited, self.campaign.sampling.confidence))
+
     def verdict(self, counts: Counts | None = None) -> tuple[Literal["met", "not met", "open"], Estimate] | None:
         """Whether the requirement is met: the whole interval lies below it, above it, or neither.
+
+        Where inferences were predicted, it stays open unless :meth:`wrong_rate` is at most what the campaign allows.
 
         Args:
             counts: the :meth:`counts` of the strata under the question, where they are at hand already.
@@ -605,5 +631,6 @@ class Results:
         if estimate.method == "Wilson":
             estimate = self._stratified(counts.faults["sdc"], counts.n, counts.population, claim=True)
         if estimate.high <= requirement.at_most:
-            return "met", estimate
+            wrong = self.wrong_rate(counts)
+            return ("met" if wrong is None or wrong <= self.campaign.allowed_wrong_rate else "open"), estimate
         return ("not met" if estimate.low > requirement.at_most else "open"), estimate
