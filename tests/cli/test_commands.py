@@ -144,6 +144,8 @@ class TestRun:
         campaign = toy_file(requirement={"criterion": "sdc-1", "at_most": at_most or measured})
         shown = json.loads(saboteur("run", campaign, "--no-report", "--json").stdout)
         assert shown["verdict"] == verdict
+        low, high = shown["verdict_estimate"]["low"], shown["verdict_estimate"]["high"]
+        assert {"met": high <= 0.9, "not met": low > 0.001, "open": low < measured < high}[verdict]
         assert saboteur("run", campaign, "--no-report").exit_code == 0
         assert saboteur("run", campaign, "--no-report", "--strict").exit_code == code
         assert saboteur("run", campaign, "--no-report", SABOTEUR_STRICT="1").exit_code == code

@@ -59,6 +59,7 @@ def headline(results: Results, report: Path | None = None) -> dict[str, Any]:
         "rates": rates,
         "requirement": campaign.requirement and campaign.requirement.model_dump(mode="json"),
         "verdict": verdict and verdict[0],
+        "verdict_estimate": verdict and verdict[1],
         "report": report and str(report),
     }
 
@@ -90,6 +91,7 @@ def finish(summary: dict[str, Any], json: bool, strict: bool) -> None:
                     Text.assemble(
                         f"{asked['criterion']} in at most {percent(asked['at_most'])} of {asked['unit']}: ",
                         (summary["verdict"], colour),
+                        f" ({interval(summary['verdict_estimate'])}, {summary['verdict_estimate'].method})",
                     ),
                 )
             )
