@@ -33,11 +33,9 @@ class Gains:
     whole: Mapping[int, float]
     channel: Mapping[int, Tensor]
 
-    def of_channels(self, node: int, channels: int) -> Tensor:
+    def of_channels(self, node: int) -> Tensor:
         """The bounds for each of the channels of ``node``."""
-        if node in self.channel:
-            return self.channel[node]
-        return torch.full((channels,), self.whole[node], dtype=torch.float64)
+        return self.channel[node]
 
 
 def gains(graph: Graph, operators: Mapping[int, Operator], values: Values) -> Gains:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -18,17 +17,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from saboteur.faults.space import Faults, FaultSpace
+from saboteur.faults.space import Faults, FaultSpace, Region
 from saboteur.levels.software import injection
-from saboteur.levels.software.emulation import tensor_of
 from saboteur.levels.software.engine.bounds import Gains, gains
 from saboteur.levels.software.engine.golden import Chunk, replay
 from saboteur.levels.software.engine.graph import Graph, Untraceable
+from saboteur.levels.software.engine.groups import Group, SignalGroup, WeightGroup, batches
 from saboteur.levels.software.engine.narrow import Narrow
 from saboteur.levels.software.engine.operators import Mixing, Operator, understood
 from saboteur.levels.software.engine.suffix import Pairs, Stage, Suffix, stages
 from saboteur.levels.software.memory import Memory
 from saboteur.levels.software.runner import Runner
+from saboteur.levels.software.signals import Output
 from saboteur.levels.software.site import Site
 from saboteur.outcomes.recorder import Recorder
 
@@ -37,34 +37,17 @@ log = logging.getLogger(__name__)
 _TOGETHER = 128
 """Pairs in one pass; more no longer fit the CPU's caches."""
 
+_PLACED_TOGETHER = 2**16
+"""Pairs whose first deviation, of some kilobytes each, is worked out together."""
+
+_SORTED_TOGETHER = 2**18
+"""Pairs that are sorted together by bounds."""
+
 _REPLAYED_BATCHES = 8
 
 _ROUNDING_FACTOR = 64.0
 _MOST_GROWTH = 1e6
 _PROBES = 4
-
-
-@dataclass
-class _Weights:
-    """The trials whose only fault is in a weight of one layer.
-
-    Attributes:
-        op: the layer.
-        site: the weight tensor.
-        trial: int64 [n].
-        element: int64 [n], the weight.
-        words: uint64 [n], the faulted weight.
-        change: float32 [n], how much the weight changes.
-        acts: bool [n], whether it changes at all.
-    """
-
-    op: Mixing
-    site: Memory
-    trial: NDArray[np.int64]
-    element: NDArray[np.int64]
-    words: NDArray[np.uint64]
-    change: NDArray[np.float32]
-    acts: NDArray[np.bool_]
 
 
 class ExactEngine:
@@ -99,16 +82,20 @@ class ExactEngine:
             raise Untraceable("the inputs of a batch change each other's outputs")
         self.graph = Graph(runner.model, runner.output)
         probe = torch.arange(_PROBES) % runner.inputs
-        values = self.graph.check([tensor[probe.to(tensor.device)] for tensor in runner.tensors])
+        tensors = [tensor[probe.to(tensor.device)] for tensor in runner.tensors]
+        values = self.graph.check(tensors)
+        self._places = self.graph.places(tensors, values)
         self.operators: dict[int, Operator] = understood(self.graph, values)
         self.gains: Gains = gains(self.graph, self.operators, values)
         self.stages: list[Stage] = stages(self.graph, self.operators)
         self._folded = {op.layer for op in self.operators.values() if isinstance(op, Mixing) and op.layer != op.index}
-        size = sum(
-            value.nbytes
+        results = {
+            index: value
             for index, value in values.items()
-            if isinstance(value, Tensor) and self.graph.varies[index] and index not in self._folded
-        )
+            if isinstance(value, Tensor) and self.graph.varies[index] and self.graph.leads_to_output[index]
+        }
+        self._float_results = {i for i, value in results.items() if value.dtype == torch.float32 and value.dim() > 1}
+        size = sum(value.nbytes for value in results.values())
         per_input = 2 * size / _PROBES
         batches = int(self._memory / (per_input * runner.batch_size))
         if batches < 1:
@@ -146,7 +133,7 @@ class ExactEngine:
         sites: Mapping[str, Site],
         space: FaultSpace,
         faults: Faults,
-        group: _Weights,
+        group: Group,
         inputs: range,
         recorder: Recorder,
     ) -> None:
@@ -156,44 +143,48 @@ class ExactEngine:
 
     def _sorted(
         self, sites: Mapping[str, Site], space: FaultSpace, faults: Faults
-    ) -> tuple[list[_Weights], NDArray[np.int64]]:
-        """The trials that have a fast way, by layer, and the others."""
-        counts = np.diff(faults.bounds)
-        row = faults.bounds[:-1][counts == 1]
-        trial = np.flatnonzero(counts == 1)
-        groups: list[_Weights] = []
-        fast = np.zeros(faults.trials, bool)
+    ) -> tuple[list[Group], NDArray[np.int64]]:
+        """The trials that have a fast way, in groups, and the others."""
+        single = np.flatnonzero(np.diff(faults.bounds) == 1)
+        row = faults.bounds[single]
+        groups: list[Group] = []
+        others = [np.flatnonzero(np.diff(faults.bounds) != 1)]
         for number in np.unique(faults.region[row]):
             region = space.regions[number]
-            site = sites[region.site]
-            op = self._layer_of(site)
-            if op is None or region.activity < 1:
-                continue
-            chosen = faults.region[row] == number
+            chosen = np.flatnonzero(faults.region[row] == number)
             rows = row[chosen]
-            element = faults.element[rows]
-            before = site.words(element)
-            fmt = site.format_at(element)
-            after = region.model.corrupt(before, faults.variant[rows], faults.drawn[rows], fmt)
-            like = site.values().cpu()
-            with np.errstate(all="ignore"):
-                change = (tensor_of(after, fmt, like).numpy() - tensor_of(before, fmt, like).numpy()).astype(np.float32)
-            groups.append(_Weights(op, site, trial[chosen], element, after, change, before != after))
-            fast[trial[chosen]] = True
-        return groups, np.flatnonzero(~fast)
+            columns = single[chosen], faults.element[rows], faults.variant[rows], faults.drawn[rows]
+            group = self._group(sites[region.site], region, *columns) if region.activity == 1 else None
+            if group is None:
+                others.append(single[chosen])
+            else:
+                groups.append(group)
+        return groups, np.sort(np.concatenate(others))
 
-    def _layer_of(self, site: Site) -> Mixing | None:
-        """The layer whose weight ``site`` is, if its faults have a fast way."""
-        if not isinstance(site, Memory) or site.tensor != "weight":
-            return None
+    def _group(self, site: Site, region: Region, trial: NDArray, *columns: NDArray) -> Group | None:
+        """The faults of ``columns`` (element, variant, drawn) at ``site``, if they have a fast way."""
+        if isinstance(site, Memory):
+            op = self._layer_of(site)
+            return None if op is None else WeightGroup.of(op, site, region.model, trial, *columns)
+        start = self._result_of(site)
+        return None if start is None else SignalGroup(start, site, region.model, trial, *columns)
+
+    def _layer_of(self, site: Memory) -> Mixing | None:
+        """The layer whose weight ``site`` is, if it is called once and shares its weight with no other."""
         calls = self.graph.calls_of(site.module)
-        if len(calls) != 1:
+        op = self.operators.get(calls[0].index) if len(calls) == 1 else None
+        if site.tensor != "weight" or not isinstance(op, Mixing) or op.weight.shape != site.shape:
             return None
-        for op in self.operators.values():
-            if isinstance(op, Mixing) and op.layer == op.index == calls[0].index and op.weight.shape == site.shape:
-                shared = sum(site.module.weight is other for other in _weights(self.runner.model))
-                return op if shared == 1 else None
-        return None
+        sharing = sum(site.module.weight is other for other in _weights(self.runner.model))
+        return op if sharing == 1 else None
+
+    def _result_of(self, site: Site) -> int | None:
+        """The node whose result ``site`` is, if it is a float32 tensor that comes once."""
+        plain = isinstance(site, Output) and site.granularity == "element" and site.batch_axis == 0
+        if not plain or site.steps != 1 or site.part != 0 or len(site.value_shape) == 0:
+            return None
+        node = self._places.get(site.place)
+        return node if node in self._float_results else None
 
     def _chunk_ranges(self) -> Iterator[range]:
         for start in range(0, self.runner.inputs, self._inputs_per_chunk):
@@ -229,86 +220,77 @@ class ExactEngine:
             worst = max(worst, float((outputs - golden[row]).abs().max()))
         return _ROUNDING_FACTOR * worst
 
-    def narrow(self, layer: int) -> Narrow:
-        """What happens to one channel of the layer at node ``layer`` before it reaches all channels."""
-        if layer not in self._narrow:
-            self._narrow[layer] = Narrow(self.graph, self.operators, self.stages, self.gains, layer)
-        return self._narrow[layer]
+    def narrow(self, start: int) -> Narrow:
+        """The way of a deviation that begins in one channel of the result of node ``start``."""
+        if start not in self._narrow:
+            self._narrow[start] = Narrow(self.graph, self.operators, self.stages, self.gains, start)
+        return self._narrow[start]
 
 
 class _Block:
-    """The trials of one layer on one chunk of the inputs."""
+    """The trials of one group on one chunk of the inputs."""
 
-    def __init__(self, engine: ExactEngine, chunk: Chunk, error: float, group: _Weights, recorder: Recorder):
+    def __init__(self, engine: ExactEngine, chunk: Chunk, error: float, group: Group, recorder: Recorder):
         self.engine = engine
         self.chunk = chunk
         self.error = error
         self.group = group
         self.recorder = recorder
         self.radius = torch.from_numpy(recorder.radius[chunk.inputs.start : chunk.inputs.stop])
-        self.narrow = engine.narrow(group.op.layer)
+        self.narrow = engine.narrow(group.start)
         self.undecided: list[tuple[NDArray, NDArray]] = []
 
     def run(self) -> None:
-        """Record every pair."""
-        number, row = self._pairs()
-        number, row = self._without_effect(number, row)
-        if self.radius.any():
-            number, row = self._bounded_at_once(number, row)
-            for first in range(0, len(number), _TOGETHER):
-                part = slice(first, first + _TOGETHER)
-                self._simulate(number[part], row[part])
-        else:
-            self.undecided.append((number, row))
-        self._replay()
-
-    def _pairs(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """All awaited pairs: the number of the trial in the group, and the input counted from the chunk's first."""
-        inputs = self.chunk.inputs
-        return np.nonzero(self.recorder.awaited[self.group.trial, inputs.start : inputs.stop])
+        """Record every awaited pair."""
+        inputs, trials = self.chunk.inputs, max(1, _SORTED_TOGETHER // len(self.chunk.inputs))
+        for first in range(0, len(self.group.trial), trials):
+            chosen = self.group.trial[first : first + trials]
+            number, row = np.nonzero(self.recorder.awaited[chosen, inputs.start : inputs.stop])
+            number, row = self._acting(number + first, row)
+            if self.radius.any():
+                number, row = self._not_bounded_at_once(number, row)
+                for place in range(0, len(number), _PLACED_TOGETHER):
+                    self._simulate(number[place : place + _PLACED_TOGETHER], row[place : place + _PLACED_TOGETHER])
+            else:
+                self.undecided.append((number, row))
+            self._replay()
 
     def _inputs(self, row: NDArray[np.int64]) -> NDArray[np.int64]:
         return row + self.chunk.inputs.start
 
-    def _without_effect(self, number: NDArray, row: NDArray) -> tuple[NDArray, NDArray]:
-        acts = self.group.acts[number]
+    def _acting(self, number: NDArray, row: NDArray) -> tuple[NDArray, NDArray]:
+        """Let go of pairs in which the fault changes no bit."""
+        acts = self.group.acts(self.chunk, number, row)
         self.recorder.identical(self.group.trial[number[~acts]], self._inputs(row[~acts]))
         return number[acts], row[acts]
 
-    def _bounded_at_once(self, number: NDArray, row: NDArray) -> tuple[NDArray, NDArray]:
-        """Let go of pairs by |Δw| · ‖what the weight reads‖ · (gain of the channel)."""
-        op = self.group.op
-        out, channel, _ = self._place(number)
-        norms = self.chunk.plane_norms(op.inputs[0]).numpy()[row, channel]
-        gain = self.engine.gains.of_channels(op.layer, len(op.weight)).numpy()[out]
+    def _not_bounded_at_once(self, number: NDArray, row: NDArray) -> tuple[NDArray, NDArray]:
+        """Let go of pairs by (size of the first deviation) · (gain of its channel)."""
+        gain = self.engine.gains.of_channels(self.group.start).numpy()[self.group.channel(number)]
         with np.errstate(all="ignore"):
-            deviation = np.abs(self.group.change[number].astype(np.float64)) * norms * gain + self.error
-        return self._let_go(number, row, deviation)
-
-    def _let_go(self, number: NDArray, row: NDArray, deviation: NDArray) -> tuple[NDArray, NDArray]:
+            deviation = self.group.size(self.chunk, number, row) * gain + self.error
         proved = deviation < self.radius.numpy()[row]
         self.recorder.bounded(self.group.trial[number[proved]], self._inputs(row[proved]), deviation[proved])
         return number[~proved], row[~proved]
 
-    def _place(self, number: NDArray) -> tuple[NDArray, NDArray, NDArray]:
-        """Output channel, input channel and tap of the weight of each trial."""
-        shape = self.group.op.weight.shape
-        taps = int(np.prod(shape[2:]))
-        rest, tap = np.divmod(self.group.element[number], taps)
-        out, channel = np.divmod(rest, shape[1])
-        return out, channel, tap
-
     def _simulate(self, number: NDArray, row: NDArray) -> None:
-        chunk = self.chunk
-        out, channel, tap = (torch.from_numpy(part) for part in self._place(number))
-        source = chunk.values[self.group.op.inputs[0]]
-        rows = torch.from_numpy(row)
-        change = torch.from_numpy(self.group.change[number])
-        reads = self.narrow.reads(source[rows, channel], tap)
-        pairs = Pairs(chunk, torch.from_numpy(number), rows, {}, torch.zeros(len(rows), dtype=torch.float64))
-        outputs = self.narrow.run(pairs, out, change[:, None] * reads, self._decide)
-        if len(pairs):
-            self._judge(pairs, outputs)
+        chunk, together = self.chunk, _TOGETHER
+        pairs = Pairs(
+            chunk, torch.from_numpy(number), torch.from_numpy(row), {}, torch.zeros(len(row), dtype=torch.float64)
+        )
+        source = self.group.source(chunk, number, row)
+        deviations = self.narrow.deviations(chunk, pairs.row, source)
+        kept = self._decide(pairs, *self.narrow.bound(chunk, pairs.row, source.channel, deviations))
+        if kept is not None:
+            source = source.take(kept)
+            deviations = {index: value[kept] for index, value in deviations.items()}
+        for first in range(0, len(pairs), together):
+            some = torch.arange(first, min(first + together, len(pairs)))
+            part = Pairs(chunk, pairs.trial[some], pairs.row[some], {}, pairs.growth[some])
+            moved = {index: value[some] for index, value in deviations.items()}
+            outputs = self.narrow.run(part, source.take(some), moved, self._decide)
+            if len(part):
+                self._judge(part, outputs)
 
     def _decide(self, pairs: Pairs, deviation: Tensor, relative: Tensor) -> Tensor | None:
         """Let go of pairs whose outputs provably move by less than ``deviation``, and of those beyond trust."""
@@ -345,48 +327,23 @@ class _Block:
         if not self.undecided:
             return
         number, row = (np.concatenate(part) for part in zip(*self.undecided, strict=True))
+        self.undecided.clear()
         order = np.argsort(number, kind="stable")
-        together = _REPLAYED_BATCHES * self.engine.runner.batch_size
+        together = _REPLAYED_BATCHES * self.chunk.batch_size
         for first in range(0, len(order), together):
             part = order[first : first + together]
             self._replay_some(number[part], row[part])
 
     def _replay_some(self, number: NDArray, row: NDArray) -> None:
-        graph, size, layer = self.engine.graph, self.engine.runner.batch_size, self.group.op.layer
-        results = torch.cat([self._layer_result(one, row[number == one]) for one in np.unique(number)])
-        for batch in _by_place(row, size):
-            place = row[batch] % size
-            filled = np.full(size, batch[0])
-            filled[place] = batch
-            changed = {layer: results[torch.from_numpy(filled)]}
-            outputs = replay(graph, self.chunk, torch.from_numpy(row[filled]), changed)[torch.from_numpy(place)]
-            self.recorder.outputs(self.group.trial[number[batch]], self._inputs(row[batch]), outputs.cpu().numpy())
-
-    def _layer_result(self, number: int, row: NDArray) -> Tensor:
-        """What the faulted layer gives for the inputs ``row``, in the plain engine's bits."""
-        group, size = self.group, self.engine.runner.batch_size
-        node = self.engine.graph.nodes[group.op.layer]
-        source = self.chunk.values[node.inputs[0]]
-        results: Tensor | None = None
-        with group.site.overwritten(group.element[number : number + 1], group.words[number : number + 1]):
-            for batch in _by_place(row, size):
-                rows = np.zeros(size, np.int64) + row[batch[0]]
-                rows[row[batch] % size] = row[batch]
-                result = self.engine.graph.call(node, {node.inputs[0]: source[torch.from_numpy(rows)]})
-                if results is None:
-                    results = result.new_empty(len(row), *result.shape[1:])
-                results[torch.from_numpy(batch)] = result[torch.from_numpy(row[batch] % size)]
-        return results
-
-
-def _by_place(row: NDArray[np.int64], batch_size: int) -> Iterator[NDArray[np.int64]]:
-    """Part pairs so that each place of a batch is taken once: indices into ``row``."""
-    place = row % batch_size
-    order = np.argsort(place, kind="stable")
-    turn = np.empty(len(row), np.int64)
-    turn[order] = np.arange(len(row)) - np.searchsorted(place[order], place[order])
-    for number in range(turn.max(initial=-1) + 1):
-        yield np.flatnonzero(turn == number)
+        faulted = self.group.faulted(self.chunk, number, row)
+        for chosen, rows in batches(row, self.chunk.batch_size):
+            place = row[chosen] % self.chunk.batch_size
+            filled = np.full(len(rows), chosen[0])
+            filled[place] = chosen
+            changed = {self.group.start: faulted[torch.from_numpy(filled)]}
+            outputs = replay(self.engine.graph, self.chunk, torch.from_numpy(rows), changed)
+            outputs = outputs[torch.from_numpy(place)].cpu().numpy()
+            self.recorder.outputs(self.group.trial[number[chosen]], self._inputs(row[chosen]), outputs)
 
 
 def _weights(model: nn.Module) -> Iterator[Tensor]:

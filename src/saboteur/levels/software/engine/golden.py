@@ -31,6 +31,7 @@ class Chunk:
     def __init__(self, graph: Graph, runner: Runner, inputs: range, expected: NDArray, skipped: Collection[int]):
         self.graph = graph
         self.inputs = inputs
+        self.batch_size = runner.batch_size
         self._rows: dict[int, Tensor] = {}
         self._plane_norms: dict[int, Tensor] = {}
         self._whole_norms: dict[int, Tensor] = {}
@@ -55,6 +56,21 @@ class Chunk:
     def nbytes(self) -> int:
         """How much memory the results take."""
         return sum(value.nbytes for part in (self.values, self._rows) for value in part.values())
+
+    def result(self, node: int) -> Tensor:
+        """The result of ``node`` [inputs, ...], in the plain engine's bits, also where it is not kept as a rule."""
+        if node not in self.values:
+            call = self.graph.nodes[node]
+            size, parts = self.batch_size, []
+            for start in range(0, len(self.inputs), size):
+                rows = torch.arange(start, start + size).clamp(max=len(self.inputs) - 1)
+                inputs = {
+                    source: self.result(source)[rows] if self.graph.varies[source] else self.constants[source]
+                    for source in call.inputs
+                }
+                parts.append(self.graph.call(call, inputs))
+            self.values[node] = torch.cat(parts)[: len(self.inputs)]
+        return self.values[node]
 
     def rows(self, node: int) -> Tensor:
         """The result of ``node``, channels last in memory, from which single inputs are picked."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from saboteur.levels.software.flow import children
+from saboteur.levels.software.flow import Event, children, leaves, tapped
+from saboteur.levels.software.runner import input_place
 
 Values = dict[int, Any]
 
@@ -107,6 +109,54 @@ class Graph:
         """The calls of a module."""
         return [node for node in self.nodes if node.module is module]
 
+    def places(self, tensors: Sequence[Tensor], values: Values) -> dict[str, int]:
+        """The nodes of places, as :mod:`saboteur.levels.software.flow` names them, that are reached once.
+
+        Args:
+            tensors: the model's arguments.
+            values: the result of every call for them; a place is only given where its result is the same.
+        """
+        seen: dict[str, Tensor] = {}
+        again: set[str] = set()
+
+        def visit(event: Event) -> Any:
+            if event.place in seen:
+                again.add(event.place)
+            if isinstance(event.output, Tensor):
+                seen[event.place] = event.output.clone()
+            return event.output
+
+        with tapped(self.model, visit, leaves(self.model), functions=True):
+            self.model(*(tensor.clone() for tensor in tensors))
+        named = {input_place(position, len(tensors)): node for position, node in enumerate(self.arguments)}
+        for path, module in leaves(self.model).items():
+            calls = self.calls_of(module)
+            if len(calls) == 1:
+                named[path] = calls[0].index
+        named |= self._function_places(values)
+        return {
+            place: node
+            for place, node in named.items()
+            if place not in again and (node in self.arguments or _same(seen.get(place), values[node]))
+        }
+
+    def _function_places(self, values: Values) -> dict[str, int]:
+        calls: Counter[str] = Counter()
+        places = {}
+        for node in self.nodes:
+            is_function = node.call.op in ("call_function", "call_method")
+            on_tensors = any(isinstance(values[source], Tensor) for source in node.inputs)
+            if not is_function or not on_tensors or not isinstance(values[node.index], Tensor):
+                continue
+            target = node.call.target
+            name = (target if isinstance(target, str) else getattr(target, "__name__", "")).strip("_")
+            stack = list(node.call.meta.get("nn_module_stack", {}))
+            stem = f"{stack[-1]}/{name}#" if stack and stack[-1] else f"{name}#"
+            if not node.overwrites:
+                places[f"{stem}{calls[stem]}"] = node.index
+            calls[stem] += 1
+        return places
+
     def after(self, sources: Sequence[int]) -> set[int]:
         """The nodes that depend on any of ``sources``, these not included."""
         reached = set(sources)
@@ -199,6 +249,8 @@ def _copied(value: Any) -> Any:
 
 
 def _same(one: Any, other: Any) -> bool:
+    if isinstance(one, Tensor) != isinstance(other, Tensor):
+        return False
     if isinstance(one, tuple | list):
         return len(one) == len(other) and all(map(_same, one, other))
     if isinstance(one, Tensor):

@@ -3,26 +3,48 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from saboteur.levels.software.engine.bounds import Gains
+from saboteur.levels.software.engine.golden import Chunk
 from saboteur.levels.software.engine.graph import Graph
 from saboteur.levels.software.engine.operators import Adding, Mixing, Operator, Pointwise, Scaling
 from saboteur.levels.software.engine.suffix import Decide, Pairs, Stage, Suffix
 
 
+@dataclass(frozen=True)
+class Source:
+    """By how much one channel of a result deviates in some pairs.
+
+    Attributes:
+        channel: int64 [pairs].
+        position: int64 [pairs], where in the channel, or ``None`` where all of it deviates.
+        deviation: float32 [pairs, 1], or [pairs, positions] where all of the channel deviates.
+    """
+
+    channel: Tensor
+    position: Tensor | None
+    deviation: Tensor
+
+    def take(self, chosen: Tensor) -> Source:
+        """Some of the pairs."""
+        position = None if self.position is None else self.position[chosen]
+        return Source(self.channel[chosen], position, self.deviation[chosen])
+
+
 class Narrow:
-    """From a fault in one output channel of a layer to the outputs.
+    """From a deviation in one channel of one result to the outputs.
 
     Args:
         graph: what is computed.
         operators: those that are understood.
         all_stages: the graph in steps.
         gains: from every node to the output.
-        layer: the node of the faulted layer.
+        start: the node whose result deviates first.
     """
 
     def __init__(
@@ -31,13 +53,13 @@ class Narrow:
         operators: Mapping[int, Operator],
         all_stages: Sequence[Stage],
         gains: Gains,
-        layer: int,
+        start: int,
     ):
         self.graph = graph
-        self.layer: Mixing = operators[layer]
+        self._start = start
         self._gains = gains
         self._steps = self._narrow_steps(operators)
-        inside = {layer, *(step.index for step in self._steps)}
+        inside = {start, *(step.index for step in self._steps)}
         self._suffix = Suffix(graph, all_stages, sorted(inside), gains)
         self._frontier = [
             index
@@ -45,23 +67,22 @@ class Narrow:
             if index == graph.output
             or any(graph.leads_to_output[c] and c not in inside for c in graph.nodes[index].consumers)
         ]
-        read = {source for stage in self._suffix.stages for source in stage.inputs}
         self._first = [
             stage
             for stage in self._suffix.stages
             if stage.mixing is not None
-            and stage.inputs[0] in self._frontier
+            and stage.inputs[0] in inside
             and not any(other in self._suffix.dirty for other in stage.inputs[1:])
         ]
         first = {stage.index for stage in self._first}
-        others = {source for stage in self._suffix.stages if stage.index not in first for source in stage.inputs}
-        self._widened = [index for index in self._frontier if index in (read & others) or index == graph.output]
+        read = {source for stage in self._suffix.stages if stage.index not in first for source in stage.inputs}
+        self._widened = [index for index in self._frontier if index in read or index == graph.output]
 
     def _narrow_steps(self, operators: Mapping[int, Operator]) -> list[Operator]:
-        inside, wide, steps = {self.layer.index}, set(), []
-        for node in self.graph.nodes[self.layer.index + 1 :]:
+        inside, wide, steps = {self._start}, set(), []
+        for node in self.graph.nodes[self._start + 1 :]:
             op = operators.get(node.index)
-            scales = isinstance(op, Mixing) and op.layer == self.layer.index != op.index
+            scales = isinstance(op, Mixing) and op.layer == self._start != op.index
             follows = any(source in inside for source in node.inputs)
             reads_wide = any(source in wide for source in node.inputs)
             if scales or (follows and not reads_wide and isinstance(op, Scaling | Pointwise | Adding)):
@@ -71,78 +92,90 @@ class Narrow:
                 wide.add(node.index)
         return steps
 
-    def reads(self, planes: Tensor, tap: Tensor) -> Tensor:
-        """What a weight at ``tap`` [n] of the kernel reads of the input channel ``planes`` [n, ...]: [n, positions]."""
-        op = self.layer
-        if not op.spatial:
-            return planes.reshape(-1, 1)
-        (up, left), (down, right) = op.padding, op.stride
-        padded = F.pad(planes, (left, left, up, up))
-        height, width = padded.shape[1:]
-        sizes = [
-            (size - dilation * (kernel - 1) - 1) // stride + 1
-            for size, kernel, stride, dilation in zip(
-                (height, width), op.weight.shape[2:], op.stride, op.dilation, strict=True
-            )
-        ]
-        rows, columns = (torch.arange(size, device=planes.device) for size in sizes)
-        positions = (rows[:, None] * down * width + columns * right).reshape(-1)
-        offset = tap // op.weight.shape[3] * op.dilation[0] * width + tap % op.weight.shape[3] * op.dilation[1]
-        return padded.reshape(len(planes), -1).gather(1, positions + offset[:, None])
+    def deviations(self, chunk: Chunk, row: Tensor, source: Source) -> dict[int, Tensor]:
+        """By how much the channel deviates in each result that all channels, or none, read next.
 
-    def run(self, pairs: Pairs, channel: Tensor, deviation: Tensor, decide: Decide) -> Tensor:
+        Args:
+            chunk: the fault-free results.
+            row: int64 [pairs], the input of each pair.
+            source: the first deviation.
+
+        Returns:
+            By node, [pairs, positions of the source].
+        """
+        found = {self._start: source.deviation}
+        for step in self._steps:
+            found[step.index] = self._step(step, chunk, row, source, found)
+        return {index: found[index] for index in self._frontier}
+
+    def bound(
+        self, chunk: Chunk, row: Tensor, channel: Tensor, deviations: Mapping[int, Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """How far the outputs can move, and the largest deviation relative to the fault-free result: [pairs]."""
+        bound = torch.zeros(len(row), dtype=torch.float64)
+        relative = torch.zeros(len(row), dtype=torch.float64)
+        for index, value in deviations.items():
+            size = torch.linalg.vector_norm(value, dim=1).double().cpu()
+            bound += torch.where(size == 0, 0.0, size * self._gains.of_channels(index)[channel])
+            relative = torch.maximum(relative, size / chunk.whole_norms(index)[row])
+        return bound, relative
+
+    def run(self, pairs: Pairs, source: Source, deviations: Mapping[int, Tensor], decide: Decide) -> Tensor:
         """The outputs of the pairs that ``decide`` has not let go of.
 
         Args:
             pairs: without any values yet.
-            channel: int64 [pairs], the output channel of the layer that deviates.
-            deviation: [pairs, positions], by how much, before the batch norm.
+            source: where the channel deviates.
+            deviations: as :meth:`deviations` gives them.
             decide: called wherever what follows can be bounded.
         """
-        deviations = {self.layer.index: deviation}
-        for step in self._steps:
-            deviations[step.index] = self._step(step, pairs, channel, deviations)
-        deviations = {index: deviations[index] for index in self._frontier}
-        chosen = self._decide_at_frontier(pairs, channel, deviations, decide)
-        if chosen is not None:
-            channel = channel[chosen]
-            deviations = {index: value[chosen] for index, value in deviations.items()}
-        if not len(pairs):
-            return torch.empty(0)
+        planes = {index: self._plane(pairs.chunk, index, source, value) for index, value in deviations.items()}
         for stage in self._first:
-            pairs.values[stage.index] = _first_mixing(stage, pairs, channel, deviations[stage.inputs[0]])
+            pairs.values[stage.index] = _first_mixing(stage, pairs, source.channel, planes[stage.inputs[0]])
         for index in self._widened:
-            pairs.values[index] = _widened(index, pairs, channel, deviations[index])
+            pairs.values[index] = _widened(index, pairs, source.channel, planes[index])
         return self._suffix.run(pairs, decide)
 
-    def _step(self, op: Operator, pairs: Pairs, channel: Tensor, deviations: Mapping[int, Tensor]) -> Tensor:
+    def _plane(self, chunk: Chunk, index: int, source: Source, value: Tensor) -> Tensor:
+        if source.position is None:
+            return value
+        positions = chunk.result(index)[0, 0].numel()
+        return value.new_zeros(len(value), positions).scatter_(1, source.position[:, None], value)
+
+    def _step(
+        self, op: Operator, chunk: Chunk, row: Tensor, source: Source, deviations: Mapping[int, Tensor]
+    ) -> Tensor:
         if isinstance(op, Mixing | Scaling):
-            source = self.layer.index if isinstance(op, Mixing) else op.inputs[0]
-            return op.scale[channel][:, None] * deviations[source]
+            before = self._start if isinstance(op, Mixing) else op.inputs[0]
+            return op.scale[source.channel][:, None] * deviations[before]
         if isinstance(op, Adding):
-            moved = [deviations[source] for source in op.inputs if source in deviations]
+            moved = [deviations[index] for index in op.inputs if index in deviations]
             return moved[0] if len(moved) == 1 else moved[0] + moved[1]
-        source = op.inputs[0]
-        before, after = (_planes(pairs, index, channel) for index in (source, op.index))
-        return op.function(before + deviations[source]) - after
-
-    def _decide_at_frontier(
-        self, pairs: Pairs, channel: Tensor, deviations: Mapping[int, Tensor], decide: Decide
-    ) -> Tensor | None:
-        bound = torch.zeros(len(pairs), dtype=torch.float64)
-        relative = torch.zeros(len(pairs), dtype=torch.float64)
-        for index, value in deviations.items():
-            size = torch.linalg.vector_norm(value, dim=1).double().cpu()
-            count = pairs.chunk.values[index].shape[1] if index in pairs.chunk.values else len(self.layer.weight)
-            gain = self._gains.of_channels(index, count)[channel]
-            bound += torch.where(size == 0, 0.0, size * gain)
-            relative = torch.maximum(relative, size / pairs.chunk.whole_norms(index)[pairs.row])
-        return decide(pairs, bound, relative)
+        before, after = (_fault_free(chunk, index, row, source) for index in (op.inputs[0], op.index))
+        return op.function(before + deviations[op.inputs[0]]) - after
 
 
-def _planes(pairs: Pairs, index: int, channel: Tensor) -> Tensor:
-    """The fault-free channel of the result of a node: [pairs, positions]."""
-    return pairs.chunk.values[index][pairs.row, channel].reshape(len(pairs), -1)
+def reads(op: Mixing, planes: Tensor, tap: Tensor) -> Tensor:
+    """What a weight at ``tap`` [n] of the kernel reads of the input channel ``planes`` [n, ...]: [n, positions]."""
+    if not op.spatial:
+        return planes.reshape(-1, 1)
+    (up, left), (down, right) = op.padding, op.stride
+    padded = F.pad(planes, (left, left, up, up))
+    height, width = padded.shape[1:]
+    axes = zip((height, width), op.weight.shape[2:], op.stride, op.dilation, strict=True)
+    sizes = [(size - dilation * (kernel - 1) - 1) // stride + 1 for size, kernel, stride, dilation in axes]
+    rows, columns = (torch.arange(size, device=planes.device) for size in sizes)
+    positions = (rows[:, None] * down * width + columns * right).reshape(-1)
+    offset = tap // op.weight.shape[3] * op.dilation[0] * width + tap % op.weight.shape[3] * op.dilation[1]
+    return padded.reshape(len(planes), -1).gather(1, positions + offset[:, None])
+
+
+def _fault_free(chunk: Chunk, index: int, row: Tensor, source: Source) -> Tensor:
+    """The fault-free values where the source deviates: [pairs, positions of the source]."""
+    value = chunk.result(index)
+    if source.position is None:
+        return value[row, source.channel].reshape(len(row), -1)
+    return value.reshape(*value.shape[:2], -1)[row, source.channel, source.position][:, None]
 
 
 def _widened(index: int, pairs: Pairs, channel: Tensor, deviation: Tensor) -> Tensor:
@@ -159,7 +192,7 @@ def _first_mixing(stage: Stage, pairs: Pairs, channel: Tensor, deviation: Tensor
     before = pairs.chunk.rows(stage.before)[pairs.row]
     weight = op.weight[:, channel].movedim(1, 0).reshape(len(pairs), len(op.weight), -1)
     if op.spatial:
-        size = pairs.chunk.values[op.inputs[0]].shape[2:]
+        size = pairs.chunk.result(op.inputs[0]).shape[2:]
         patches = op.patches(deviation.reshape(len(pairs), *size))
         share = torch.bmm(patches.mT, weight.mT)
         before.permute(0, 2, 3, 1).reshape(share.shape).add_(share)

@@ -15,6 +15,9 @@ from saboteur.levels.software.engine.golden import Chunk
 from saboteur.levels.software.engine.graph import Graph, Values
 from saboteur.levels.software.engine.operators import Adding, Mixing, Operator, Pointwise
 
+_CACHED_BYTES = 2**19
+"""Temporary values up to this size stay in a core's own cache."""
+
 
 @dataclass(frozen=True, eq=False)
 class Stage:
@@ -190,10 +193,7 @@ class Suffix:
         return pairs.values[self.graph.output] if len(pairs) else torch.empty(0)
 
     def _decide(self, cut: int, pairs: Pairs, decide: Decide) -> None:
-        deviation = pairs.values[cut] - pairs.chunk.rows(cut)[pairs.row]
-        if deviation.dim() == 4:
-            deviation = deviation.permute(0, 2, 3, 1)
-        size = torch.linalg.vector_norm(deviation.reshape(len(pairs), -1), dim=1).double().cpu()
+        size = _distances(pairs.values[cut], pairs.chunk.rows(cut), pairs.row)
         bound = torch.where(size == 0, 0.0, size * self._gains.whole[cut])
         decide(pairs, bound, size / pairs.chunk.whole_norms(cut)[pairs.row])
 
@@ -202,3 +202,15 @@ class Suffix:
         if stage.mixing is not None:
             return stage.run(*inputs)
         return self.graph.call(self.graph.nodes[stage.index], dict(zip(stage.inputs, inputs, strict=True)))
+
+
+def _distances(values: Tensor, fault_free: Tensor, row: Tensor) -> Tensor:
+    """The Euclidean distance of each of ``values`` [n, ...] from ``fault_free[row]``: float64 [n]."""
+    if values.dim() == 4:
+        values, fault_free = values.permute(0, 2, 3, 1), fault_free.permute(0, 2, 3, 1)
+    some = max(1, _CACHED_BYTES // max(1, values[0].nbytes))
+    sizes = []
+    for first in range(0, len(values), some):
+        deviation = fault_free[row[first : first + some]].sub_(values[first : first + some])
+        sizes.append(torch.linalg.vector_norm(deviation.reshape(len(deviation), -1), dim=1))
+    return torch.cat(sizes).double().cpu()

@@ -1,0 +1,234 @@
+"""Trials that begin in the same way: their faults sit in one weight tensor, or in one result of the graph."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from saboteur.faults.models import FaultModel
+from saboteur.levels.software.emulation import tensor_of, words_of
+from saboteur.levels.software.engine.golden import Chunk
+from saboteur.levels.software.engine.narrow import Source, reads
+from saboteur.levels.software.engine.operators import Mixing
+from saboteur.levels.software.memory import Memory
+from saboteur.levels.software.signals import Output
+
+
+class Group(ABC):
+    """Trials of a single fault each, whose first deviation is in one channel of one result.
+
+    Attributes:
+        start: the node whose result deviates first.
+        trial: int64 [n].
+    """
+
+    start: int
+    trial: NDArray[np.int64]
+
+    @abstractmethod
+    def acts(self, chunk: Chunk, number: NDArray[np.int64], row: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Whether the fault changes a bit, for pairs of a trial's number in the group and a row of the chunk."""
+
+    @abstractmethod
+    def size(self, chunk: Chunk, number: NDArray[np.int64], row: NDArray[np.int64]) -> NDArray[np.float64]:
+        """An upper bound on the Euclidean norm of the first deviation; not finite where the fault's value is not."""
+
+    @abstractmethod
+    def channel(self, number: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Which channel deviates."""
+
+    @abstractmethod
+    def source(self, chunk: Chunk, number: NDArray[np.int64], row: NDArray[np.int64]) -> Source:
+        """The first deviation."""
+
+    @abstractmethod
+    def faulted(self, chunk: Chunk, number: NDArray[np.int64], row: NDArray[np.int64]) -> Tensor:
+        """The result [pairs, ...] of ``start`` with its fault, in the plain engine's bits; ``number`` is sorted."""
+
+
+@dataclass(frozen=True, eq=False)
+class WeightGroup(Group):
+    """Faults in the weights of one convolution or linear layer.
+
+    Attributes:
+        op: the layer.
+        site: the weight tensor.
+        trial: int64 [n].
+        element: int64 [n], the weight.
+        words: uint64 [n], the faulted weight.
+        change: float32 [n], by how much the weight changes.
+        differs: bool [n], whether a bit of it changes.
+    """
+
+    op: Mixing
+    site: Memory
+    trial: NDArray[np.int64]
+    element: NDArray[np.int64]
+    words: NDArray[np.uint64]
+    change: NDArray[np.float32]
+    differs: NDArray[np.bool_]
+
+    @classmethod
+    def of(
+        cls,
+        op: Mixing,
+        site: Memory,
+        model: FaultModel,
+        trial: NDArray[np.int64],
+        element: NDArray[np.int64],
+        variant: NDArray[np.int64],
+        drawn: NDArray[np.uint64],
+    ) -> WeightGroup:
+        """The faults of ``model`` in the columns ``element``, ``variant`` and ``drawn`` of ``trial``."""
+        fmt, before = site.format_at(element), site.words(element)
+        after = model.corrupt(before, variant, drawn, fmt)
+        like = site.values().cpu()
+        with np.errstate(all="ignore"):
+            change = tensor_of(after, fmt, like).numpy() - tensor_of(before, fmt, like).numpy()
+        return cls(op, site, trial, element, after, change, before != after)
+
+    @property
+    def start(self) -> int:  # type: ignore[override]
+        """The layer's node."""
+        return self.op.layer
+
+    def acts(self, chunk: Chunk, number: NDArray[np.int64], row: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Whether the faulted word differs from the stored one."""
+        return self.differs[number]
+
+    @cached_property
+    def _place(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """Output channel, input channel and tap of the kernel of each trial's weight."""
+        shape = self.op.weight.shape
+        rest, tap = np.divmod(self.element, int(np.prod(shape[2:])))
+        return (*np.divmod(rest, shape[1]), tap)
+
+    def channel(self, number: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The output channel."""
+        return self._place[0][number]
+
+    def size(self, chunk: Chunk, number: NDArray[np.int64], row: NDArray[np.int64]) -> NDArray[np.float64]:
+        """|Δw| · ‖the input channel‖."""
+        norms = chunk.plane_norms(self.op.inputs[0]).numpy()[row, self._place[1][number]]
+        with np.errstate(all="ignore"):
+            return np.abs(self.change[number].astype(np.float64)) * norms
+
+    def source(self, chunk: Chunk, number: NDArray[np.int64], row: NDArray[np.int64]) -> Source:
+        """Δw times what the weight reads."""
+        out, channel, tap = (torch.from_numpy(part[number]) for part in self._place)
+        planes = chunk.values[self.op.inputs[0]][torch.from_numpy(row), channel]
+        change = torch.from_numpy(self.change[number]).to(planes.device)
+        return Source(out, None, change[:, None] * reads(self.op, planes, tap))
+
+    def faulted(self, chunk: Chunk, number: NDArray[np.int64], row: NDArray[np.int64]) -> Tensor:
+        """Call the layer with each trial's weight."""
+        return torch.cat([self._faulted_by(chunk, one, row[number == one]) for one in np.unique(number)])
+
+    def _faulted_by(self, chunk: Chunk, one: int, row: NDArray[np.int64]) -> Tensor:
+        node = chunk.graph.nodes[self.op.layer]
+        inputs = chunk.values[node.inputs[0]]
+        results: list[tuple[NDArray, Tensor]] = []
+        with self.site.overwritten(self.element[one : one + 1], self.words[one : one + 1]):
+            for batch, rows in batches(row, chunk.batch_size):
+                result = chunk.graph.call(node, {node.inputs[0]: inputs[torch.from_numpy(rows)]})
+                results.append((batch, result[torch.from_numpy(row[batch] % chunk.batch_size)]))
+        whole = torch.cat([result for _, result in results])
+        return whole[torch.from_numpy(np.argsort(np.concatenate([batch for batch, _ in results])))]
+
+
+@dataclass(frozen=True, eq=False)
+class SignalGroup(Group):
+    """Faults in single values of one result.
+
+    Attributes:
+        start: the node.
+        site: the signal.
+        model: the fault model.
+        trial: int64 [n].
+        element: int64 [n], the value within one input's result.
+        variant: int64 [n].
+        drawn: uint64 [n].
+    """
+
+    start: int
+    site: Output
+    model: FaultModel
+    trial: NDArray[np.int64]
+    element: NDArray[np.int64]
+    variant: NDArray[np.int64]
+    drawn: NDArray[np.uint64]
+
+    @cached_property
+    def _positions(self) -> int:
+        return int(np.prod(self.site.value_shape[1:]))
+
+    def _words(
+        self, chunk: Chunk, number: NDArray[np.int64], row: NDArray[np.int64]
+    ) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+        """The fault-free and the faulted words."""
+        value = chunk.result(self.start)
+        element = self.element[number]
+        before = words_of(
+            value.reshape(len(value), -1)[torch.from_numpy(row), torch.from_numpy(element)], self.site.format
+        )
+        after = self.model.corrupt(before, self.variant[number], self.drawn[number], self.site.format_at(element))
+        return before, after
+
+    def acts(self, chunk: Chunk, number: NDArray[np.int64], row: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Whether the faulted word differs from the fault-free one."""
+        before, after = self._words(chunk, number, row)
+        return before != after
+
+    def channel(self, number: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The channel that the value lies in."""
+        return self.element[number] // self._positions
+
+    def _change(self, chunk: Chunk, number: NDArray[np.int64], row: NDArray[np.int64]) -> Tensor:
+        like = chunk.result(self.start)
+        before, after = (tensor_of(words, self.site.format, like) for words in self._words(chunk, number, row))
+        return after - before
+
+    def size(self, chunk: Chunk, number: NDArray[np.int64], row: NDArray[np.int64]) -> NDArray[np.float64]:
+        """|Δ|."""
+        return self._change(chunk, number, row).abs().double().cpu().numpy()
+
+    def source(self, chunk: Chunk, number: NDArray[np.int64], row: NDArray[np.int64]) -> Source:
+        """Δ at one position."""
+        channel, position = np.divmod(self.element[number], self._positions)
+        deviation = self._change(chunk, number, row)[:, None]
+        return Source(torch.from_numpy(channel), torch.from_numpy(position), deviation)
+
+    def faulted(self, chunk: Chunk, number: NDArray[np.int64], row: NDArray[np.int64]) -> Tensor:
+        """The fault-free result with the faulted word put in."""
+        result = chunk.result(self.start)
+        _, after = self._words(chunk, number, row)
+        values = result[torch.from_numpy(row)]
+        flat = values.reshape(len(values), -1)
+        flat[torch.arange(len(values)), torch.from_numpy(self.element[number])] = tensor_of(
+            after, self.site.format, result
+        )
+        return flat.reshape(values.shape)
+
+
+def batches(row: NDArray[np.int64], size: int) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Part pairs into batches in which each input has its own place.
+
+    Yields:
+        indices into ``row``, and the rows [size] of the whole batch; places that nobody takes are filled.
+    """
+    place = row % size
+    order = np.argsort(place, kind="stable")
+    turn = np.empty(len(row), np.int64)
+    turn[order] = np.arange(len(row)) - np.searchsorted(place[order], place[order])
+    for number in range(turn.max(initial=-1) + 1):
+        chosen = np.flatnonzero(turn == number)
+        rows = np.full(size, row[chosen[0]])
+        rows[place[chosen]] = row[chosen]
+        yield chosen, rows
