@@ -145,7 +145,7 @@ def test_stopping_at_a_look(toy_campaign, tmp_path):
 def test_plans_in_words(toy_campaign):
     sampling = {"kind": "statistical", "margin": 0.01, "confidence": 0.99, "stratify": "layer"}
     assert planned(toy_campaign(sampling=sampling)).in_words() == (
-        "Statistical sample without replacement over 2 layer strata: margin 1.00% for the whole population at 99.0% "
+        "Statistical sample without replacement from 2 strata by layer: margin 1 % for the whole population at 99 % "
         "confidence, p = 0.5."
     )
     assert "5 faults act together" in planned(toy_campaign(simultaneous=5)).in_words()

@@ -150,13 +150,15 @@ class Plan:
     def in_words(self) -> str:
         """The plan as one would write it in a method section."""
         sampling, strata = self.campaign.sampling, len(self.sampler.strata)
-        cut = "" if isinstance(sampling, Listed) else f" over {strata} {sampling.stratify} strata"
+        cut = ""
+        if not isinstance(sampling, Listed) and sampling.stratify != "network":
+            cut = f" from {strata} strata by {sampling.stratify.replace('layer_bit', 'layer and bit')}"
         if isinstance(sampling, Statistical):
             prior = "data-aware priors" if sampling.prior == "data_aware" else f"p = {sampling.prior:g}"
             text = (
-                f"Statistical sample without replacement{cut}: margin {sampling.margin:.2%} for "
+                f"Statistical sample without replacement{cut}: margin {100 * sampling.margin:g} % for "
                 f"{'each stratum' if sampling.margin_for == 'stratum' else 'the whole population'} at "
-                f"{sampling.confidence:.1%} confidence, {prior}"
+                f"{100 * sampling.confidence:g} % confidence, {prior}"
                 + (f", refined from a pilot of {sampling.pilot} a stratum" if sampling.refine else "")
             )
         elif isinstance(sampling, Fixed):
