@@ -187,28 +187,48 @@ def test_the_reference_model_computes_the_product(kind: type[SystolicArray]) -> 
 
 
 def test_output_stationary_formulas_of_the_documentation() -> None:
-    array = OutputStationary(3, 2)
-    a, b = operands(array, tiles=2, free=4, seed=8)
+    rows, cols, depth = 3, 2, 4
+    array = OutputStationary(rows, cols)
+    a, b = operands(array, tiles=2, free=depth, seed=8)
     held = array.trace(array.stimulus(a, b))
-    for tile, i, j, k in np.ndindex(2, 3, 2, 4):
-        cycle = 1 + tile * (4 + 3) + 1 + i + j + k
-        assert held["a"][cycle, i, j] == a[tile, i, k]
-        assert held["b"][cycle, i, j] == b[tile, k, j]
-        assert held["valid"][cycle, i, j] == 1
-        assert held["clear"][cycle, i, j] == (k == 0)
-        assert held["acc"][cycle + 1, i, j] == a[tile, i, : k + 1] @ b[tile, : k + 1, j]
+    for tile, i, j in np.ndindex(2, rows, cols):
+        start = 1 + tile * (depth + rows)
+        drain = start + depth + rows - 1
+        for k in range(depth):
+            cycle = start + 1 + i + j + k
+            assert held["a"][cycle, i, j] == a[tile, i, k]
+            assert held["b"][cycle, i, j] == b[tile, k, j]
+            assert held["valid"][cycle, i, j] == 1
+            assert held["clear"][cycle, i, j] == (k == 0)
+            assert held["acc"][cycle + 1, i, j] == a[tile, i, : k + 1] @ b[tile, : k + 1, j]
+        for step in range(i + 1):
+            assert held["acc"][drain + 1 + j + step, i, j] == a[tile, i - step] @ b[tile, :, j]
+        for step in range(rows if i == rows - 1 else i):
+            assert held["drain"][drain + 1 + j + step, i, j] == 1
+    assert held["valid"].sum() == 2 * depth * rows * cols
+    assert held["clear"].sum() == 2 * rows * cols
+    assert held["drain"].sum() == 2 * cols * (0 + 1 + 3)
 
 
 def test_weight_stationary_formulas_of_the_documentation() -> None:
-    array = WeightStationary(3, 2)
-    a, b = operands(array, tiles=2, free=4, seed=9)
+    rows, cols, height = 3, 2, 4
+    array = WeightStationary(rows, cols)
+    a, b = operands(array, tiles=2, free=height, seed=9)
     held = array.trace(array.stimulus(a, b))
-    for tile, i, j, m in np.ndindex(2, 3, 2, 4):
-        cycle = 1 + tile * (4 + 3) + 3 + 1 + m + i + j
-        assert held["activation"][cycle, i, j] == a[tile, m, i]
-        assert held["weight"][cycle, i, j] == b[tile, i, j]
-        assert held["valid"][cycle, i, j] == 1
-        assert held["sum"][cycle + 1, i, j] == a[tile, m, : i + 1] @ b[tile, : i + 1, j]
+    for tile, i, j in np.ndindex(2, rows, cols):
+        load = 1 + tile * (height + rows)
+        start = load + rows
+        for step in range(i, rows):
+            assert held["load"][load + 1 + j + step, i, j] == 1
+            assert held["weight"][load + 2 + j + step, i, j] == b[tile, rows - 1 - step + i, j]
+        for m in range(height):
+            cycle = start + 1 + m + i + j
+            assert held["activation"][cycle, i, j] == a[tile, m, i]
+            assert held["weight"][cycle, i, j] == b[tile, i, j]
+            assert held["valid"][cycle, i, j] == 1
+            assert held["sum"][cycle + 1, i, j] == a[tile, m, : i + 1] @ b[tile, : i + 1, j]
+    assert held["valid"].sum() == 2 * height * rows * cols
+    assert held["load"].sum() == 2 * cols * (3 + 2 + 1)
 
 
 @pytest.mark.parametrize("kind", ARRAYS)
