@@ -27,7 +27,7 @@ def simulate(
     top: str,
     inputs: Mapping[str, tuple[int, Sequence[int]]],
     outputs: Mapping[str, int],
-    clock: str | None = "clk",
+    clock: str = "clk",
     events: Sequence[Event] = (),
     parameters: str = "",
 ) -> dict[str, list[str]]:
@@ -43,7 +43,7 @@ def simulate(
     with tempfile.TemporaryDirectory() as folder:
         lines = ["`timescale 1ns/1ns", "module testbench;", "integer t;"]
         ports = []
-        if clock:
+        if True:
             lines.append(f"reg {clock} = 0;")
             ports.append(f".{clock}({clock})")
         for name, (width, values) in inputs.items():

@@ -130,7 +130,7 @@ class SliceCode:
         return len(self.module.words[source[1]]) if source[0] == "in" else len(self.module.cells[source[1]].output)
 
     def _variable(self, source: tuple[str, int]) -> str:
-        return {"in": "i", "cell": "c", "state": "s"}[source[0]] + str(source[1])
+        return {"in": "i", "cell": "c", "state": "q"}[source[0]] + str(source[1])
 
     def _load(self, source: tuple[str, int]) -> None:
         k = self.part.reads.index(source)
@@ -378,41 +378,48 @@ class CompiledDesign:
         self.design, self.level = design, design.level
         self.lanes = LANES[design.level]
         self.slices = [part for module in design.modules.values() for part in module.slices]
+        self._hooked: dict[str, dict[int, int]] = {}
         self.number = {(part.module.name, part.index): i for i, part in enumerate(self.slices)}
 
     @cached_property
-    def clean(self) -> ctypes.CDLL:
-        """The slices as functions ``slice_0`` … in a table ``slices``."""
-        return load(self._source(hooked=False), "-O3" if self.level == "word" else "-O2")
+    def clean(self) -> list[int]:
+        """The addresses of the clean slices."""
+        code = [SliceCode(part, hooked=False) for part in self.slices]
+        return _functions(code, "-O3" if self.level == "word" else "-O2")
 
     @cached_property
     def hooked_code(self) -> list[SliceCode]:
         """The hooked form of every slice, with its sites."""
         return [SliceCode(part, hooked=True) for part in self.slices]
 
-    @cached_property
-    def hooked(self) -> ctypes.CDLL:
-        """The hooked slices in a table ``slices``."""
-        return load(self._source(hooked=True), "-O3" if self.level == "word" else "-O1")
+    def hooked(self, slice_number: int) -> int:
+        """The address of a hooked slice; the first of a module compiles all of the module."""
+        module = self.slices[slice_number].module.name
+        if module not in self._hooked:
+            numbers = [i for i, part in enumerate(self.slices) if part.module.name == module]
+            optimize = ("-O1", "-fno-tree-pta", "-fno-tree-dse", "-fno-tree-fre")
+            if self.level == "word":
+                optimize = ("-O1", "-ftree-loop-vectorize")
+            addresses = _functions([self.hooked_code[i] for i in numbers], *optimize)
+            self._hooked[module] = dict(zip(numbers, addresses, strict=True))
+        return self._hooked[module][slice_number]
 
     @cached_property
     def runtime(self) -> ctypes.CDLL:
         """What runs a design, for this level."""
         text = (Path(__file__).parent / "runtime.c").read_text()
-        return load(f"#define GATE {int(self.level == 'gate')}\n{text}")
-
-    def table(self, library: ctypes.CDLL) -> list[int]:
-        """The addresses of a library's slices."""
-        return list((ctypes.c_void_p * max(len(self.slices), 1)).in_dll(library, "slices"))
-
-    def _source(self, hooked: bool) -> str:
-        code = self.hooked_code if hooked else [SliceCode(part, hooked=False) for part in self.slices]
-        functions = "".join("static " + part.function(f"slice_{i}") for i, part in enumerate(code))
-        table = ", ".join(f"(void*)slice_{i}" for i in range(len(code))) or "0"
-        return f"{_PRELUDE}\n{functions}\nvoid *slices[] = {{{table}}};\n"
+        return load(f"#define GATE {int(self.level == 'gate')}\n{text}", "-O3")
 
 
-def load(source: str, optimize: str = "-O3") -> ctypes.CDLL:
+def _functions(code: Sequence[SliceCode], *optimize: str) -> list[int]:
+    """Compile slices; their addresses."""
+    functions = "".join("static " + part.function(f"slice_{i}") for i, part in enumerate(code))
+    table = ", ".join(f"(void*)slice_{i}" for i in range(len(code))) or "0"
+    library = load(f"{_PRELUDE}\n{functions}\nvoid *slices[] = {{{table}}};\n", *optimize)
+    return list((ctypes.c_void_p * max(len(code), 1)).in_dll(library, "slices"))
+
+
+def load(source: str, *optimize: str) -> ctypes.CDLL:
     """Compile C into a shared library, unless the cache has it, and load it.
 
     The cache is ``saboteur/hardware`` in the user's cache folder, by a hash of source, compiler and processor.
@@ -420,7 +427,7 @@ def load(source: str, optimize: str = "-O3") -> ctypes.CDLL:
     Raises:
         TargetError: when there is no C compiler, or it fails.
     """
-    command = [*_compiler(), "-std=gnu11", "-fPIC", "-shared", "-w", optimize]
+    command = [*_compiler(), "-std=gnu11", "-fPIC", "-shared", "-w", *optimize]
     command += ["-march=native"]
     identity = "\0".join([source, *command, _version(), _processor()])
     path = _cache() / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.so"

@@ -19,7 +19,7 @@ from saboteur.levels.hardware.importing import Netlist
 
 Bit = int | str
 WORD_BITS = 64
-_SLICE_CELLS = {"word": 256, "gate": 1500}
+_SLICE_CELLS = {"word": 128, "gate": 512}
 _BITWISE = {"$and", "$or", "$xor", "$xnor", "$not", "$pos", "$mux", "$bwmux", "$pmux"}
 _OPERATORS = _BITWISE | {
     *("$neg", "$add", "$sub", "$mul", "$div", "$mod", "$divfloor", "$modfloor"),
@@ -103,6 +103,21 @@ class Module:
         for cell, entry in content["cells"].items():
             self._add(cell, entry, known)
         self._index_drivers()
+        self._name_registers()
+
+    def _name_registers(self) -> None:
+        """A register with an asynchronous reset is the multiplexer behind the flip-flop: they share its name."""
+        behind: dict[Bit, Bit] = {}
+        for cell in self.cells:
+            if cell.kind in ("$mux", "$_MUX_"):
+                for port in "AB":
+                    behind |= dict(zip(cell.inputs[port], cell.output, strict=True))
+        for cell in self.cells:
+            if cell.is_flip_flop:
+                for bit in cell.output:
+                    shown = self.names.get(behind.get(bit, "none"))
+                    if shown is not None and self.names.get(bit, ("$",))[0].startswith("$") and shown[0][0] != "$":
+                        self.names[bit] = shown
 
     def _add(self, name: str, entry: Mapping[str, Any], known: set[str]) -> None:
         kind, connections = entry["type"], entry["connections"]

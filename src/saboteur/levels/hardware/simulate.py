@@ -130,7 +130,7 @@ class Simulator:
 
     def _make(self) -> int:
         design = self.design
-        table = self.compiled.table(self.compiled.clean)
+        table = self.compiled.clean
         nodes = np.zeros(len(design.nodes), _NODE)
         arguments: list[int] = []
         parts: list[tuple[int, int, int, int]] = []
@@ -347,12 +347,8 @@ class Simulator:
                 len(offset),
                 _at(offset),
                 _at(size),
-                ctypes.c_void_p(self._hooked_table[number]),
+                ctypes.c_void_p(self.compiled.hooked(number)),
             )
-
-    @cached_property
-    def _hooked_table(self) -> list[int]:
-        return self.compiled.table(self.compiled.hooked)
 
     def read(self, trace: NDArray, pieces: Pieces) -> NDArray:
         """The values of a port from a trace [..., slots]: uint64, or Python integers where wider than 64 bits."""

@@ -1,0 +1,122 @@
+"""Where a design can fail: its flip-flops, memories, inputs, and the nets and pins of its cells, by name.
+
+Sites come in groups of words of one width: the bits of a register, the words of a memory, all nets or pins of a
+module instance. An element of a group is a *place*: a row of dtype PLACE, which says where the runtime acts.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from saboteur.levels.hardware.compile import slot_bytes
+from saboteur.levels.hardware.netlist import Node, plain
+from saboteur.levels.hardware.simulate import PLACES, Simulator
+
+Kind = Literal["flip_flops", "memories", "inputs", "nets", "pins"]
+
+PLACE = np.dtype([(name, "i4") for name in ("kind", "place", "offset", "size")] + [("word", "i8")])
+_BIT = re.compile(r"(.*)\[(\d+)\]$")
+
+
+@dataclass(frozen=True)
+class Group:
+    """Words of one width that are hit alike.
+
+    Attributes:
+        name: unique in the design, such as ``row[0].col[1].pe.acc`` or ``row[0].col[1].pe:nets``.
+        instance: the path of the module instance; empty for the top module.
+        kind: what they are.
+        width: bits of a word.
+        places: [words], of dtype PLACE.
+        names: the name of each word, as far as the source gives one; the slot's, the net's, ``cell.port`` of a pin.
+    """
+
+    name: str
+    instance: str
+    kind: Kind
+    width: int
+    places: NDArray
+    names: tuple[str, ...]
+
+
+class Sites:
+    """All sites of a design.
+
+    Args:
+        simulator: of the design; its hooked code is only compiled once faults act on nets or pins.
+    """
+
+    def __init__(self, simulator: Simulator):
+        self._simulator, self._design = simulator, simulator.design
+
+    def groups(self, kind: Kind) -> dict[str, Group]:
+        """The groups of one kind by name, in order of the design."""
+        return {group.name: group for group in self._all[kind]}
+
+    @cached_property
+    def _all(self) -> dict[str, list[Group]]:
+        return {
+            "flip_flops": list(self._slots("state", "flip_flops")),
+            "inputs": list(self._slots("input", "inputs")),
+            "memories": list(self._memories()),
+            "nets": list(self._hooks("nets")),
+            "pins": list(self._hooks("pins")),
+        }
+
+    def _slots(self, of: str, kind: Kind) -> Iterator[Group]:
+        registers: dict[tuple[str, str, int], list[tuple[int, int]]] = {}
+        for i, slot in enumerate(self._design.slots):
+            if slot.kind != of or slot.name == self._design.clock:
+                continue
+            bit = _BIT.match(slot.name) if slot.width == 1 else None
+            name, k = (bit[1], int(bit[2])) if bit else (slot.name, 0)
+            registers.setdefault((name, slot.instance, slot.width), []).append((k, i))
+        for (name, instance, width), found in registers.items():
+            slots = [i for _, i in sorted(found)]
+            places = _places("slot", slots)
+            names = tuple(self._design.slots[i].name for i in slots)
+            yield Group(name if len(slots) > 1 else names[0], instance, kind, width, places, names)
+
+    def _memories(self) -> Iterator[Group]:
+        for i, memory in enumerate(self._design.memories):
+            places = _places("memory", [i] * memory.words)
+            places["word"] = np.arange(memory.words)
+            names = tuple(f"{memory.name}[{k + memory.offset}]" for k in range(memory.words))
+            yield Group(memory.name, memory.instance, "memories", memory.width, places, names)
+
+    def _hooks(self, kind: Kind) -> Iterator[Group]:
+        compiled = self._simulator.compiled
+        found: dict[tuple[str, int], list[tuple[int, int, str]]] = {}
+        for n, node in enumerate(self._design.nodes):
+            if not isinstance(node, Node):
+                continue
+            module = node.slice.module
+            for site in compiled.hooked_code[compiled.number[module.name, node.slice.index]].sites:
+                if (site.port == "Y") == (kind == "nets"):
+                    cell = module.cells[site.cell]
+                    known = module.names.get(cell.output[0])
+                    named = kind == "nets" and known is not None and not known[0].startswith("$")
+                    name = module.name_of(cell.output) if named else f"{plain(cell.name)}.{site.port}"
+                    found.setdefault((node.instance, site.width), []).append((n, site.offset, name))
+        for (instance, width), sites in found.items():
+            nodes, offsets, names = zip(*sites, strict=True)
+            places = _places("hook", nodes)
+            places["offset"], places["size"] = offsets, slot_bytes(width, self._design.level)
+            where = instance or plain(self._design.netlist.top)
+            label = f"{where}:{kind}" if self._design.level == "gate" else f"{where}:{kind}[{width}]"
+            paths = tuple(f"{instance}.{name}" if instance else name for name in names)
+            yield Group(label, instance, kind, width, places, paths)
+
+
+def _places(kind: str, where: object) -> NDArray:
+    numbers = np.asarray(where, np.int32)
+    places = np.zeros(len(numbers), PLACE)
+    places["kind"], places["place"] = PLACES.index(kind), numbers
+    return places
