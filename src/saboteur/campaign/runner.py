@@ -7,6 +7,7 @@ of workers, and however often the run was killed, the finished store holds the s
 from __future__ import annotations
 
 import multiprocessing
+import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -276,6 +277,7 @@ _worker: tuple[Session, Store] | Exception = StoreError("worker: not opened")
 def _open_worker(campaign: str, path: str) -> None:
     """Open the campaign in a worker process; a failure is kept for the first unit to raise, with its reason."""
     global _worker
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt reaches all; the parent lets the units finish
     try:
         session = Session.open(Campaign.model_validate_json(campaign)).__enter__()
         store = Store.open(Path(path))
