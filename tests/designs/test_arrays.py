@@ -72,7 +72,7 @@ def test_random_tiles_and_negative_extremes_equal_numpy(
 ) -> None:
     array = kind(rows, cols)
     a, b = operands(array, tiles=3, free=free, seed=rows * 10 + cols)
-    shape = TileShape(*a.shape, b.shape[2])
+    shape = TileShape.of(a, b)
     found = simulate(tmp_path, array, array.stimulus(a, b))
     assert len(found["south"]) == array.cycles(shape)
     np.testing.assert_array_equal(array.result(found, shape), a @ b)
@@ -84,7 +84,7 @@ def test_sixteen_bit_operands(tmp_path: Path, kind: type[SystolicArray]) -> None
     array = kind(3, 2, data_width=16, acc_width=40)
     a, b = operands(array, tiles=2, free=4, seed=1)
     found = simulate(tmp_path, array, array.stimulus(a, b))
-    np.testing.assert_array_equal(array.result(found, TileShape(*a.shape, b.shape[2])), a @ b)
+    np.testing.assert_array_equal(array.result(found, TileShape.of(a, b)), a @ b)
 
 
 @simulators.needs_icarus
@@ -151,7 +151,7 @@ def test_a_reset_in_mid_tile_leaves_no_trace(tmp_path: Path, kind: type[Systolic
     interrupted = {port: np.concatenate([words[:5], words]) for port, words in stimulus.items()}
     found = simulate(tmp_path, array, interrupted)
     clean = {port: words[5:] for port, words in found.items()}
-    np.testing.assert_array_equal(array.result(clean, TileShape(*a.shape, 2)), a @ b)
+    np.testing.assert_array_equal(array.result(clean, TileShape.of(a, b)), a @ b)
 
 
 @pytest.mark.slow
@@ -165,7 +165,7 @@ def test_verilator_agrees_without_a_lint_warning(tmp_path: Path, kind: type[Syst
     found = simulators.verilator(
         tmp_path, files, array.design, array.parameters, stimulus, widths(array), outputs(array)
     )
-    np.testing.assert_array_equal(array.result(found, TileShape(*a.shape, 8)), a @ b)
+    np.testing.assert_array_equal(array.result(found, TileShape.of(a, b)), a @ b)
 
 
 @pytest.mark.parametrize(("rows", "cols"), [(1, 1), (2, 3)])
@@ -183,7 +183,7 @@ def test_the_reference_model_computes_the_product(kind: type[SystolicArray]) -> 
     stimulus = array.stimulus(a, b)
     held = array.trace(stimulus)["acc" if kind is OutputStationary else "sum"]
     south = designs.pack(held[:, -1], array.acc_width)
-    np.testing.assert_array_equal(array.result({"south": south}, TileShape(*a.shape, 3)), array.reference(a, b))
+    np.testing.assert_array_equal(array.result({"south": south}, TileShape.of(a, b)), array.reference(a, b))
 
 
 def test_output_stationary_formulas_of_the_documentation() -> None:

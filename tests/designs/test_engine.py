@@ -314,8 +314,13 @@ def test_a_weight_lies_where_the_documentation_says() -> None:
 
 def test_bad_arguments_are_named() -> None:
     workload = workloads.load("digits-mlp6-int8")
-    with pytest.raises(TargetError, match=r"pes is 0; it must be in \[1, 251\]"):
+    with pytest.raises(TargetError, match=r"pes of layer 'fc1' is 0; it must be in \[1, 251\]"):
         designs.build(workload, pes=0)
+    layer = designs.build(workload).layers[0]
+    with pytest.raises(TargetError, match="layer 'fc1' has 65600 weights of a PE; the engine addresses at most 65536"):
+        replace(layer, weight=np.zeros((1025, 1, 1, 64), np.int8), pes=1)
+    with pytest.raises(TargetError, match="layer 'fc1' has 66049 words of an image"):
+        replace(layer, in_shape=(257, 257, 1))
     with pytest.raises(TargetError, match="pes has 2 numbers; the network has 6 layers"):
         designs.build(workload, pes=[8, 8])
     with pytest.raises(TargetError, match="module 'fc1' is Linear"):

@@ -5,7 +5,7 @@
     array = designs.OutputStationary(rows=4, cols=4)
     stimulus = array.stimulus(a, b)                   # {port: words by cycle}
     ...                                               # simulate designs.sources(array.design)
-    c = array.result(outputs, designs.TileShape(*a.shape, b.shape[2]))
+    c = array.result(outputs, designs.TileShape.of(a, b))
 
 ``layer_engine`` computes one layer of a network; :func:`build` and :func:`build_fixed_point` chain engines into a
 :class:`Pipeline` that runs an embedded network from end to end::

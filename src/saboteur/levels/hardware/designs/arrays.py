@@ -32,6 +32,12 @@ class TileShape(NamedTuple):
     k: int
     n: int
 
+    @classmethod
+    def of(cls, a: np.ndarray, b: np.ndarray) -> TileShape:
+        """Return the sizes of the products ``a[t] @ b[t]``."""
+        tiles, m, k = a.shape
+        return cls(tiles, m, k, b.shape[2])
+
 
 @dataclass(frozen=True, slots=True)
 class SystolicArray(ABC):
@@ -127,7 +133,7 @@ class SystolicArray(ABC):
     def _check(self, a: np.ndarray, b: np.ndarray, **limits: int) -> TileShape:
         if a.ndim != 3 or b.ndim != 3 or a.shape[0] != b.shape[0] or a.shape[2] != b.shape[1] or 0 in a.shape + b.shape:
             raise TargetError(f"shapes of a and b are {a.shape} and {b.shape}; need [tiles, m, k] and [tiles, k, n]")
-        shape = TileShape(*a.shape, b.shape[2])
+        shape = TileShape.of(a, b)
         for size, limit in limits.items():
             if getattr(shape, size) > limit:
                 raise TargetError(f"{size} is {getattr(shape, size)}; this array holds at most {limit}")

@@ -33,6 +33,9 @@ PARAMETER_WIDTH = 32
 SHIFT_WIDTH = 5
 # What load_memory says, see layer_engine.v. PE p has WEIGHTS + p.
 BIASES, MULTIPLIERS, SHIFTS, ZERO_POINTS, WEIGHTS = range(5)
+# load_memory has 8 bits, load_address and the engine's counters 16.
+MAX_PES = 2**8 - 1 - WEIGHTS
+MAX_DEPTH = 2**16
 # Registers between the counters of an engine and the next engine's buffer, with room for the handshakes.
 ENGINE_FILL = 16
 
@@ -55,7 +58,10 @@ class EngineLayer:
         padding: Width of the border around the input.
         relu: Whether a ReLU is fused.
         pool: Edge of the max pooling window, 1 for none. Rows and columns left over are cut.
-        pes: Number of processing elements.
+        pes: Number of processing elements, 1 to 251.
+
+    Raises:
+        TargetError: If the layer does not fit the engine's counters and load port.
     """
 
     name: str
@@ -71,6 +77,13 @@ class EngineLayer:
     relu: bool
     pool: int
     pes: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.pes <= MAX_PES:
+            raise TargetError(f"pes of layer {self.name!r} is {self.pes}; it must be in [1, {MAX_PES}]")
+        for what, size in (("words of an image", self.in_size), ("weights of a PE", self.groups * self.taps)):
+            if size > MAX_DEPTH:
+                raise TargetError(f"layer {self.name!r} has {size} {what}; the engine addresses at most {MAX_DEPTH}")
 
     @property
     def kernel(self) -> int:
@@ -90,10 +103,7 @@ class EngineLayer:
     @property
     def out_shape(self) -> tuple[int, int, int]:
         """Rows, columns and channels of the output."""
-        rows, columns = (
-            ((extent + 2 * self.padding - self.kernel) // self.stride + 1) // self.pool for extent in self.in_shape[:2]
-        )
-        return rows, columns, len(self.weight)
+        return _out_shape(self.in_shape, self.weight.shape[:2], self.stride, self.padding, self.pool)
 
     @property
     def groups(self) -> int:
@@ -373,7 +383,7 @@ def build(workload: Workload, *, pes: int | Sequence[int] = 8) -> Pipeline:
         pes: Number of processing elements, of each layer or of all.
 
     Raises:
-        TargetError: If the model holds other layers, or a number of PEs is not in [1, 251].
+        TargetError: If the model holds other layers, or a layer does not fit the engine.
     """
     links = _chain(workload.model, workload.inputs.shape[1:])
     layers = tuple(
@@ -435,6 +445,14 @@ def build_fixed_point(workload: Workload, *, pes: int | Sequence[int] = 8, fract
     return Pipeline(f"{_identifier(workload.name)}_fixed16", tuple(layers), FIXED_POINT_WIDTH, _stream(words))
 
 
+def _out_shape(
+    in_shape: tuple[int, int, int], outputs_and_kernel: tuple[int, int], stride: int, padding: int, pool: int
+) -> tuple[int, int, int]:
+    outputs, kernel = outputs_and_kernel
+    rows, columns = (((extent + 2 * padding - kernel) // stride + 1) // pool for extent in in_shape[:2])
+    return rows, columns, outputs
+
+
 @dataclass(frozen=True, slots=True)
 class _Link:
     """A layer with weights in a chain: its module, the rows, columns and channels before it, the pooling after it."""
@@ -469,12 +487,8 @@ class _Link:
     def after(self) -> tuple[int, int, int]:
         if self.is_dense:
             return 1, 1, len(self.module.weight)
-        kernel = self.module.weight.shape[2]
-        rows, columns = (
-            ((extent + 2 * self.module.padding - kernel) // self.module.stride + 1) // self.pool
-            for extent in self.before[:2]
-        )
-        return rows, columns, len(self.module.weight)
+        outputs, _, kernel, _ = self.module.weight.shape
+        return _out_shape(self.before, (outputs, kernel), self.module.stride, self.module.padding, self.pool)
 
 
 def _chain(model: nn.Module, image: Sequence[int]) -> list[_Link]:
@@ -524,9 +538,4 @@ def _pe_counts(pes: int | Sequence[int], layers: int) -> Sequence[int]:
     counts = [pes] * layers if isinstance(pes, int) else list(pes)
     if len(counts) != layers:
         raise TargetError(f"pes has {len(counts)} numbers; the network has {layers} layers")
-    # load_memory has 8 bits, and four other memories.
-    highest = 2**8 - 1 - WEIGHTS
-    for count in counts:
-        if not 1 <= count <= highest:
-            raise TargetError(f"pes is {count}; it must be in [1, {highest}]")
     return counts
