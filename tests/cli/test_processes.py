@@ -47,6 +47,16 @@ def wait_for_units(store: Path, count: int) -> None:
         time.sleep(0.005)
 
 
+def wait_for_end_of_group(group: int) -> None:
+    """Worker processes must not outlive the process that was killed."""
+    until = time.monotonic() + 30
+    with suppress(ProcessLookupError):
+        while True:
+            os.killpg(group, 0)
+            assert time.monotonic() < until, "a worker process was left behind"
+            time.sleep(0.05)
+
+
 @pytest.fixture
 def slow_file(toy_file):
     """A campaign whose trials take long enough to be stopped in the middle."""
@@ -61,6 +71,7 @@ def test_kill_9_and_resume_equals_the_uninterrupted_run(start, process, slow_fil
     wait_for_units(tmp_path / "killed", 5)
     os.kill(running.pid, signal.SIGKILL)
     running.wait()
+    wait_for_end_of_group(running.pid)
     assert 5 <= len(units(tmp_path / "killed")) < 75
     resumed = process("run", slow_file, "--store", "killed", "--no-report", "--workers", workers)
     assert resumed.returncode == 0, resumed.stderr

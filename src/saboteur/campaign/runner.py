@@ -7,7 +7,9 @@ of workers, and however often the run was killed, the finished store holds the s
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -278,6 +280,7 @@ def _open_worker(campaign: str, path: str) -> None:
     """Open the campaign in a worker process; a failure is kept for the first unit to raise, with its reason."""
     global _worker
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt reaches all; the parent lets the units finish
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
     try:
         session = Session.open(Campaign.model_validate_json(campaign)).__enter__()
         store = Store.open(Path(path))
@@ -285,6 +288,14 @@ def _open_worker(campaign: str, path: str) -> None:
         _worker = session, store
     except Exception as error:
         _worker = error
+
+
+def _leave_with_parent() -> None:
+    """End this process when the one that runs the campaign is gone, killed perhaps; else it would wait for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _work(step: Round, unit: int) -> pa.Table:
