@@ -28,7 +28,7 @@ from saboteur.faults import draws
 from saboteur.faults.space import Faults, FaultSpace, Region
 from saboteur.levels.software.emulation import words_of
 from saboteur.levels.software.engine.screening_slopes import Slopemeter, Slopes, is_affine, tap_of
-from saboteur.levels.software.flow import Event, named_modules
+from saboteur.levels.software.flow import Event, named_modules, tapped
 from saboteur.levels.software.memory import Memory, Plain
 from saboteur.levels.software.runner import Runner, input_place
 from saboteur.levels.software.signals import Output
@@ -284,14 +284,17 @@ class Screen:
             if place in wanted:
                 found[place] = tensor[batch.start : batch.stop].flatten(1)
         if wanted - set(found):
-
-            def watch(event: Event) -> None:
-                if event.place in wanted:
-                    found[event.place] = event.tensor.flatten(1).clone()
-
             inside = wanted - set(found)
+
+            def keep(event: Event) -> object:
+                if event.place in inside:
+                    found[event.place] = event.tensor.flatten(1).clone()
+                return event.output
+
+            modules = {place: self._modules[place] for place in inside if place in self._modules}
             (whole,) = self._runner.batches(np.arange(batch.start, batch.stop))
-            self._runner.run(whole, watch=watch)
+            with tapped(self._runner.model, keep, modules, functions=len(modules) < len(inside)):
+                self._runner.run(whole)
             for place in inside:
                 found[place] = found[place][torch.from_numpy(whole.kept).to(found[place].device)]
         return found
