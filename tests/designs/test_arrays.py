@@ -168,7 +168,7 @@ def test_verilator_agrees_without_a_lint_warning(tmp_path: Path, kind: type[Syst
     np.testing.assert_array_equal(array.result(found, TileShape.of(a, b)), a @ b)
 
 
-@pytest.mark.parametrize(("rows", "cols"), [(1, 1), (2, 3)])
+@pytest.mark.parametrize(("rows", "cols"), [(1, 1), (2, 3), (8, 8)])
 @pytest.mark.parametrize("kind", ARRAYS)
 def test_yosys_finds_no_latch_and_no_loop(tmp_path: Path, kind: type[SystolicArray], rows: int, cols: int) -> None:
     array = kind(rows, cols)
