@@ -150,12 +150,15 @@ class CountCollector:
         """The counts of each stratum that has trials to give or (stratum, group) cell."""
         results, shared = self._results, self._shared
         cells = results.cells
+        faults, sums, squares = self._found[criterion.name]
         finest = Counts(
-            cells.stratum,
-            np.zeros_like(cells.stratum),
-            cells.population,
-            *shared.values(),
-            *self._found[criterion.name],
+            stratum=cells.stratum,
+            group=np.zeros_like(cells.stratum),
+            population=cells.population,
+            **shared,
+            faults=faults,
+            sums=sums,
+            squares=squares,
         )
         if by is None:
             merged = finest.merged(finest.group)
