@@ -20,11 +20,12 @@ from torch import Tensor, nn
 from saboteur.faults.space import Faults, FaultSpace, Region
 from saboteur.levels.software import injection
 from saboteur.levels.software.engine.bounds import Gains, gains
-from saboteur.levels.software.engine.golden import Chunk, replay
+from saboteur.levels.software.engine.golden import Chunk
 from saboteur.levels.software.engine.graph import Graph, Untraceable
-from saboteur.levels.software.engine.groups import Group, SignalGroup, WeightGroup, batches
+from saboteur.levels.software.engine.groups import Group, SignalGroup, WeightGroup
 from saboteur.levels.software.engine.narrow import Narrow
 from saboteur.levels.software.engine.operators import Mixing, Operator, understood
+from saboteur.levels.software.engine.replay import Replay
 from saboteur.levels.software.engine.suffix import Pairs, Stage, Suffix, stages
 from saboteur.levels.software.memory import Memory
 from saboteur.levels.software.runner import Runner
@@ -42,8 +43,6 @@ _PLACED_TOGETHER = 2**16
 
 _SORTED_TOGETHER = 2**18
 """Pairs that are sorted together by bounds."""
-
-_REPLAYED_BATCHES = 8
 
 _ROUNDING_FACTOR = 64.0
 _MOST_GROWTH = 1e6
@@ -121,12 +120,13 @@ class ExactEngine:
                 chunk = self._chunk(inputs, recorder)
             except Untraceable as error:
                 self._give_up(str(error))
-                chunk = None
-            for group in groups:
-                if chunk is None:
+                for group in groups:
                     self._plainly(sites, space, faults, group, inputs, recorder)
-                else:
-                    _Block(self, chunk, self._errors[inputs], group, recorder).run()
+                continue
+            replay = Replay(chunk, recorder)
+            for group in groups:
+                _Block(self, chunk, self._errors[inputs], group, recorder, replay).run()
+            replay.run()
 
     def _plainly(
         self,
@@ -230,15 +230,17 @@ class ExactEngine:
 class _Block:
     """The trials of one group on one chunk of the inputs."""
 
-    def __init__(self, engine: ExactEngine, chunk: Chunk, error: float, group: Group, recorder: Recorder):
+    def __init__(
+        self, engine: ExactEngine, chunk: Chunk, error: float, group: Group, recorder: Recorder, replay: Replay
+    ):
         self.engine = engine
         self.chunk = chunk
         self.error = error
+        self.replay = replay
         self.group = group
         self.recorder = recorder
         self.radius = torch.from_numpy(recorder.radius[chunk.inputs.start : chunk.inputs.stop])
         self.narrow = engine.narrow(group.start)
-        self.undecided: list[tuple[NDArray, NDArray]] = []
 
     def run(self) -> None:
         """Record every awaited pair."""
@@ -252,8 +254,7 @@ class _Block:
                 for place in range(0, len(number), _PLACED_TOGETHER):
                     self._simulate(number[place : place + _PLACED_TOGETHER], row[place : place + _PLACED_TOGETHER])
             else:
-                self.undecided.append((number, row))
-            self._replay()
+                self.replay.add(self.group, number, row)
 
     def _inputs(self, row: NDArray[np.int64]) -> NDArray[np.int64]:
         return row + self.chunk.inputs.start
@@ -286,7 +287,7 @@ class _Block:
             deviations = {index: value[kept] for index, value in deviations.items()}
         for first in range(0, len(pairs), together):
             some = torch.arange(first, min(first + together, len(pairs)))
-            part = Pairs(chunk, pairs.trial[some], pairs.row[some], {}, pairs.growth[some])
+            part = Pairs(chunk, pairs.trial[some], pairs.row[some], {}, pairs.growth[some], float(self.radius.max()))
             moved = {index: value[some] for index, value in deviations.items()}
             outputs = self.narrow.run(part, source.take(some), moved, self._decide)
             if len(part):
@@ -308,7 +309,7 @@ class _Block:
 
     def _put_off(self, pairs: Pairs, chosen: Tensor) -> None:
         if bool(chosen.any()):
-            self.undecided.append((pairs.trial[chosen].numpy(), pairs.row[chosen].numpy()))
+            self.replay.add(self.group, pairs.trial[chosen].numpy(), pairs.row[chosen].numpy())
 
     def _judge(self, pairs: Pairs, outputs: Tensor) -> None:
         """Record outputs that rounding cannot bring to another verdict."""
@@ -321,29 +322,6 @@ class _Block:
         chosen = trusted.numpy()
         self.recorder.outputs(self.group.trial[pairs.trial.numpy()[chosen]], inputs[chosen], outputs.numpy()[chosen])
         self._put_off(pairs, ~trusted)
-
-    def _replay(self) -> None:
-        """Run the undecided pairs by the plain engine's calls, each input at its place in a batch."""
-        if not self.undecided:
-            return
-        number, row = (np.concatenate(part) for part in zip(*self.undecided, strict=True))
-        self.undecided.clear()
-        order = np.argsort(number, kind="stable")
-        together = _REPLAYED_BATCHES * self.chunk.batch_size
-        for first in range(0, len(order), together):
-            part = order[first : first + together]
-            self._replay_some(number[part], row[part])
-
-    def _replay_some(self, number: NDArray, row: NDArray) -> None:
-        faulted = self.group.faulted(self.chunk, number, row)
-        for chosen, rows in batches(row, self.chunk.batch_size):
-            place = row[chosen] % self.chunk.batch_size
-            filled = np.full(len(rows), chosen[0])
-            filled[place] = chosen
-            changed = {self.group.start: faulted[torch.from_numpy(filled)]}
-            outputs = replay(self.engine.graph, self.chunk, torch.from_numpy(rows), changed)
-            outputs = outputs[torch.from_numpy(place)].cpu().numpy()
-            self.recorder.outputs(self.group.trial[number[chosen]], self._inputs(row[chosen]), outputs)
 
 
 def _weights(model: nn.Module) -> Iterator[Tensor]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any
 
 import numpy as np
 import torch
@@ -99,34 +98,3 @@ class Chunk:
                 norms = torch.ones(len(self.inputs), dtype=torch.float64)
             self._whole_norms[node] = norms.clamp(min=1e-30)
         return self._whole_norms[node]
-
-
-def replay(graph: Graph, chunk: Chunk, rows: Tensor, changed: Values) -> Tensor:
-    """The output when some results are ``changed``, every call after them made as in the plain engine.
-
-    Args:
-        graph: what is computed.
-        chunk: the fault-free results.
-        rows: int64 [n], the inputs of one batch of the plain engine, counted from the chunk's first.
-        changed: results [n, ...] with faults.
-    """
-    values = dict(changed)
-
-    def value(index: int) -> Any:
-        if index not in values:
-            if not graph.varies[index]:
-                values[index] = chunk.constants[index]
-            elif index in chunk.values and index not in dirty:
-                values[index] = chunk.values[index][rows]
-            else:
-                node = graph.nodes[index]
-                for source in node.inputs:
-                    value(source)
-                values[index] = graph.call(node, values)
-        return values[index]
-
-    dirty = graph.after(list(changed))
-    for node in graph.nodes:
-        if node.index in dirty and graph.leads_to_output[node.index]:
-            value(node.index)
-    return value(graph.output)

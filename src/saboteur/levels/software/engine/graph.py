@@ -6,6 +6,7 @@ import operator
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -84,6 +85,8 @@ class Graph:
         if not isinstance(returned, fx.Node):
             raise Untraceable("its output is not the result of one call")
         self.output = self._index[returned]
+        self.tensors: set[int] = set()
+        """The nodes whose results are tensors, known after :meth:`check`."""
         self.varies = self._varying()
         self.leads_to_output = self._leading()
 
@@ -100,6 +103,20 @@ class Graph:
         for node in reversed(self.nodes):
             leading[node.index] |= any(leading[consumer] for consumer in node.consumers)
         return leading
+
+    @cached_property
+    def cuts(self) -> list[int]:
+        """The nodes on whose result alone all that follows depends, in order, the output last."""
+        cuts, earliest = [self.output], self._earliest_read(self.output)
+        for index in range(self.output - 1, -1, -1):
+            if self.varies[index] and self.leads_to_output[index]:
+                if earliest == index and index in self.tensors:
+                    cuts.append(index)
+                earliest = min(earliest, self._earliest_read(index))
+        return cuts[::-1]
+
+    def _earliest_read(self, index: int) -> int:
+        return min((source for source in self.nodes[index].inputs if self.varies[source]), default=index)
 
     def number_of(self, call: fx.Node) -> int:
         """The index of the node of a traced call."""
@@ -208,6 +225,7 @@ class Graph:
         """
         size = len(tensors[0])
         values = self.run([tensor.clone() for tensor in tensors])
+        self.tensors = {index for index, value in values.items() if isinstance(value, Tensor)}
         order = torch.arange(size - 1, -1, -1)[: max(size - 1, 1)]
         other = self.run([tensor[order.to(tensor.device)].clone() for tensor in tensors])
         for node in self.nodes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,6 +15,9 @@ from saboteur.levels.software.engine.bounds import Gains
 from saboteur.levels.software.engine.golden import Chunk
 from saboteur.levels.software.engine.graph import Graph, Values
 from saboteur.levels.software.engine.operators import Adding, Mixing, Operator, Pointwise
+
+_LEAST_DEVIATION = 2.0**-21
+"""Deviations below this share of a result are rounding; where they could not be bounded, none is measured."""
 
 _CACHED_BYTES = 2**19
 """Temporary values up to this size stay in a core's own cache."""
@@ -108,6 +112,7 @@ class Pairs:
         row: int64 [pairs], the input, counted from the chunk's first.
         values: the deviating results so far, each [pairs, ...].
         growth: float64 [pairs], the largest deviation so far as a multiple of the fault-free result.
+        largest_radius: the largest radius of any input of the chunk.
     """
 
     chunk: Chunk
@@ -115,6 +120,7 @@ class Pairs:
     row: Tensor
     values: Values
     growth: Tensor
+    largest_radius: float = 0.0
 
     def __len__(self) -> int:
         return len(self.trial)
@@ -193,9 +199,16 @@ class Suffix:
         return pairs.values[self.graph.output] if len(pairs) else torch.empty(0)
 
     def _decide(self, cut: int, pairs: Pairs, decide: Decide) -> None:
-        size = _distances(pairs.values[cut], pairs.chunk.rows(cut), pairs.row)
-        bound = torch.where(size == 0, 0.0, size * self._gains.whole[cut])
-        decide(pairs, bound, size / pairs.chunk.whole_norms(cut)[pairs.row])
+        if not pairs.values[cut].is_floating_point():
+            return
+        usual = pairs.chunk.whole_norms(cut)[pairs.row]
+        if self._gains.whole[cut] * float(usual.max()) * _LEAST_DEVIATION > pairs.largest_radius:
+            size = torch.linalg.vector_norm(_channels_last(pairs.values[cut]).flatten(1), dim=1).double().cpu()
+            bound = torch.full_like(size, math.inf)
+        else:
+            size = _distances(pairs.values[cut], pairs.chunk.rows(cut), pairs.row)
+            bound = torch.where(size == 0, 0.0, size * self._gains.whole[cut])
+        decide(pairs, bound, size / usual)
 
     def _result(self, stage: Stage, pairs: Pairs) -> Any:
         inputs = [pairs.value(self.graph, source) for source in stage.inputs]
@@ -206,11 +219,15 @@ class Suffix:
 
 def _distances(values: Tensor, fault_free: Tensor, row: Tensor) -> Tensor:
     """The Euclidean distance of each of ``values`` [n, ...] from ``fault_free[row]``: float64 [n]."""
-    if values.dim() == 4:
-        values, fault_free = values.permute(0, 2, 3, 1), fault_free.permute(0, 2, 3, 1)
+    values, fault_free = _channels_last(values), _channels_last(fault_free)
     some = max(1, _CACHED_BYTES // max(1, values[0].nbytes))
     sizes = []
     for first in range(0, len(values), some):
         deviation = fault_free[row[first : first + some]].sub_(values[first : first + some])
-        sizes.append(torch.linalg.vector_norm(deviation.reshape(len(deviation), -1), dim=1))
+        sizes.append(torch.linalg.vector_norm(deviation.flatten(1), dim=1))
     return torch.cat(sizes).double().cpu()
+
+
+def _channels_last(values: Tensor) -> Tensor:
+    """The same values in the order in which stages lay them in memory."""
+    return values.permute(0, 2, 3, 1) if values.dim() == 4 else values

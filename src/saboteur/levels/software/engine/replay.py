@@ -1,0 +1,99 @@
+"""Runs pairs by the plain engine's own calls: same kernels, same batch size, each input at its place in a batch.
+
+Pairs of different trials share batches wherever all that follows depends on one result, because the plain
+engine's outputs do not depend on what else is in a batch.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from saboteur.levels.software.engine.golden import Chunk
+from saboteur.levels.software.engine.graph import Graph, Values
+from saboteur.levels.software.engine.groups import Group, batches
+from saboteur.outcomes.recorder import Recorder
+
+_BATCHES_TOGETHER = 8
+
+
+class Replay:
+    """Pairs of one chunk that wait to be run the plain engine's way.
+
+    Args:
+        chunk: the fault-free results.
+        recorder: takes the outputs.
+    """
+
+    def __init__(self, chunk: Chunk, recorder: Recorder):
+        self._chunk = chunk
+        self._recorder = recorder
+        self._waiting: list[tuple[Group, NDArray[np.int64], NDArray[np.int64]]] = []
+
+    def add(self, group: Group, number: NDArray[np.int64], row: NDArray[np.int64]) -> None:
+        """Take in pairs: the number of the trial in its group, and the input counted from the chunk's first."""
+        most = _BATCHES_TOGETHER * self._chunk.batch_size
+        order = np.argsort(number, kind="stable")
+        for first in range(0, len(order), most):
+            part = order[first : first + most]
+            self._waiting.append((group, number[part], row[part]))
+            if sum(len(some) for _, some, _ in self._waiting) >= most:
+                self.run()
+
+    def run(self) -> None:
+        """Run all that wait, and record their outputs."""
+        graph, starting = self._chunk.graph, sorted(self._waiting, key=lambda waiting: waiting[0].start)
+        self._waiting = []
+        trial, row = np.zeros(0, np.int64), np.zeros(0, np.int64)
+        reached: Tensor | None = None
+        before = -1
+        for cut in graph.cuts:
+            results = [] if reached is None else [self._on(row, {before: reached}, cut)]
+            while starting and starting[0][0].start <= cut:
+                group, number, rows = starting.pop(0)
+                results.append(self._on(rows, {group.start: group.faulted(self._chunk, number, rows)}, cut))
+                trial, row = np.concatenate([trial, group.trial[number]]), np.concatenate([row, rows])
+            if results:
+                reached = torch.cat(results)
+            before = cut
+        if reached is not None:
+            self._recorder.outputs(trial, row + self._chunk.inputs.start, reached.cpu().numpy())
+
+    def _on(self, row: NDArray[np.int64], changed: Values, until: int) -> Tensor:
+        """The results of node ``until`` when some before it are ``changed``: [pairs, ...]."""
+        if until in changed:
+            return changed[until]
+        parts, order = [], []
+        for chosen, rows in batches(row, self._chunk.batch_size):
+            place = row[chosen] % self._chunk.batch_size
+            filled = np.full(len(rows), chosen[0])
+            filled[place] = chosen
+            values = {index: value[torch.from_numpy(filled)] for index, value in changed.items()}
+            parts.append(_result(self._chunk.graph, self._chunk, torch.from_numpy(rows), values, until)[torch.from_numpy(place)])
+            order.append(chosen)
+        return torch.cat(parts)[torch.from_numpy(np.argsort(np.concatenate(order)))]
+
+
+def _result(graph: Graph, chunk: Chunk, rows: Tensor, changed: Values, until: int) -> Tensor:
+    """The result of node ``until`` for the batch of inputs ``rows``, every call after ``changed`` made anew."""
+    values = dict(changed)
+    dirty = graph.after(list(changed))
+
+    def value(index: int) -> Any:
+        if index not in values:
+            if not graph.varies[index]:
+                values[index] = chunk.constants[index]
+            elif index in chunk.values and index not in dirty:
+                values[index] = chunk.values[index][rows]
+            else:
+                node = graph.nodes[index]
+                for source in node.inputs:
+                    value(source)
+                values[index] = graph.call(node, values)
+        return values[index]
+
+    return value(until)
