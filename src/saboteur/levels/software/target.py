@@ -24,6 +24,7 @@ from saboteur.levels.software import injection, tracing
 from saboteur.levels.software.emulation import native_format, raw_view
 from saboteur.levels.software.engine.exact import ExactEngine
 from saboteur.levels.software.engine.screening import Screen
+from saboteur.levels.software.engine.screening_slopes import HEADROOM
 from saboteur.levels.software.flow import named_modules
 from saboteur.levels.software.memory import Memory, memories
 from saboteur.levels.software.representation import activations_in, weights_in
@@ -89,7 +90,7 @@ class SoftwareTarget(Target):
         self.engine_name = engine
         self._audit_rate = audit_rate
         if engine == "screened":
-            self._settings += (engine, audit_rate)
+            self._settings += (engine, audit_rate, HEADROOM)
         self._resources = resources
         stored = memories(model)
         if weights_format is not None:

@@ -142,7 +142,7 @@ class Screen:
             try:
                 with self._runner.prepared():
                     misfits = meter.misfits()
-            except (RuntimeError, ValueError, NotImplementedError) as error:
+            except Exception as error:  # whatever a model does when it is differentiated
                 misfits = dict.fromkeys(used, f"its slopes cannot be measured: {error}")
             if not misfits:
                 return meter
