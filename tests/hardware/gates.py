@@ -43,7 +43,7 @@ def as_verilog(netlist: Netlist) -> tuple[str, dict[str, str]]:
                     text.append(f"assign n{bit} = \\{port} [{i}];")
                 else:
                     text.append(f"assign \\{port} [{i}] = {value[bit]};")
-        for k, (label, cell) in enumerate(module["cells"].items()):
+        for k, cell in enumerate(module["cells"].values()):
             pins = {port: f"c{k}_{port}" for port in cell["connections"] if port not in "YQ"}
             if cell["type"] in FUNCTIONS or cell["type"].startswith("$_DFF"):
                 for port, wire in pins.items():

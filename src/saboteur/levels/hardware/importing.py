@@ -84,11 +84,14 @@ def read_verilog(
     for source in sources:
         if not Path(source).is_file():
             raise TargetError(f"sources: no file {str(source)!r}")
-    options = [f"-I{Path(folder).resolve()}" for folder in include]
+    files = [Path(source).resolve() for source in sources]
+    folders = dict.fromkeys([*(Path(folder).resolve() for folder in include), *(file.parent for file in files)])
+    options = [f"-I{folder}" for folder in folders]
     options += [f"-D{name}" + ("" if value is None else f"={value}") for name, value in (defines or {}).items()]
-    read = [f"read_verilog -sv -defer {' '.join([*options, str(Path(source).resolve())])}" for source in sources]
-    chosen = " ".join(f"-chparam {name} {value}" for name, value in (parameters or {}).items())
-    design = _run_yosys([*read, f"hierarchy -check -top {top} {chosen}", *_mapping(level)])
+    links = {f"{k}_{file.name}" if k else file.name: file for k, file in enumerate(files)}
+    read = [f"read_verilog -sv -defer {' '.join([*options, link])}" for link in links]
+    read += [f"chparam -set {name} {value} $abstract\\{top}" for name, value in (parameters or {}).items()]
+    design = _run_yosys([*read, f"hierarchy -check -top {top}", *_mapping(level)], links)
     return from_json(design, top, level)
 
 
@@ -131,13 +134,19 @@ def _mapping(level: Level) -> list[str]:
     return [*passes, "opt_expr", "opt_clean"]
 
 
-def _run_yosys(script: Sequence[str]) -> dict[str, Any]:
+def _run_yosys(script: Sequence[str], links: Mapping[str, Path]) -> dict[str, Any]:
+    """Run a script where the sources lie under names without a folder, so that the design holds no paths."""
     with tempfile.TemporaryDirectory() as folder:
+        for link, file in links.items():
+            Path(folder, link).symlink_to(file)
         output, commands = Path(folder, "design.json"), Path(folder, "script.ys")
         commands.write_text("\n".join([*script, f"write_json {output}"]) + "\n")
-        run = subprocess.run([*_yosys(), str(commands)], capture_output=True, text=True)
+        run = subprocess.run([*_yosys(), str(commands)], capture_output=True, text=True, cwd=folder)
         if run.returncode or not output.is_file():
-            raise TargetError(f"sources: {_complaint(run.stdout + run.stderr)}")
+            complaint = _complaint(run.stdout + run.stderr)
+            for link, file in links.items():
+                complaint = complaint.replace(f"{link}:", f"{file}:")
+            raise TargetError(f"sources: {complaint}")
         return json.loads(output.read_text())
 
 

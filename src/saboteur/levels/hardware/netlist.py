@@ -43,7 +43,7 @@ class Cell:
     inputs: dict[str, list[Bit]]
     output: list[int]
     source: str = ""
-    initial: int = 0
+    initial: int | None = None
 
     @property
     def is_flip_flop(self) -> bool:
@@ -136,7 +136,8 @@ class Module:
             for part in _cut(connections["Q"]):
                 bits = [connections["Q"][i] for i in part]
                 data = [connections["D"][i] for i in part]
-                initial = sum(self._initial.get(bit, 0) << i for i, bit in enumerate(bits))
+                known = any(bit in self._initial for bit in bits)
+                initial = sum(self._initial.get(bit, 0) << i for i, bit in enumerate(bits)) if known else None
                 self.cells.append(Cell(name, kind, {}, {"D": data}, bits, source, initial))
         elif kind == "$mem_v2":
             self._add_memory(name, entry, where)
@@ -457,7 +458,7 @@ class Slot:
         instance: the path of the module instance that drives it; empty for the top module.
         width: in bits.
         kind: ``input`` (of the design), ``net`` or ``state``.
-        initial: the value at power-on where the source gives one, else 0.
+        initial: the value at power-on where the source gives one.
         source: file and line.
     """
 
@@ -465,7 +466,7 @@ class Slot:
     instance: str
     width: int
     kind: str
-    initial: int = 0
+    initial: int | None = None
     source: str = ""
 
 
@@ -614,7 +615,7 @@ class Design:
         self._slot_of[key] = len(self.slots)
         full = f"{path}.{name}" if path else name
         kind = {"cell": "net"}.get(kind, kind)
-        self.slots.append(Slot(full, path, width, kind, cell.initial if cell else 0, cell.source if cell else ""))
+        self.slots.append(Slot(full, path, width, kind, cell.initial if cell else None, cell.source if cell else ""))
 
     def _cut_inputs(self) -> None:
         """Slots for the design's inputs, cut where those who read them cut them, if they agree."""

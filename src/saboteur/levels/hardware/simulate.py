@@ -16,7 +16,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from saboteur.errors import FaultError, TargetError, near
+from saboteur.errors import TargetError, near
 from saboteur.levels.hardware.compile import CompiledDesign, lane_bytes, slot_bytes
 from saboteur.levels.hardware.netlist import Design, Glue, MemoryRead, Node, Pieces
 
@@ -102,7 +102,6 @@ class Simulator:
 
     Args:
         design: the elaborated design.
-        lanes: use only so many machines at a time (all that the code carries if absent); changes no result.
     """
 
     def __init__(self, design: Design):
@@ -110,7 +109,7 @@ class Simulator:
         self.compiled = CompiledDesign(design)
         self.lanes = self.compiled.lanes
         self.golden_type = np.dtype(np.uint64 if design.level == "word" else np.uint8)
-        self.initial = np.array([slot.initial for slot in design.slots], self.golden_type)
+        self.initial = np.array([slot.initial or 0 for slot in design.slots], self.golden_type)
         self._runtime = self._declared(self.compiled.runtime)
         self._machine = self._make()
 
@@ -199,8 +198,8 @@ class Simulator:
                 lanes[:, at[slot] : at[slot] + packed.shape[1]] = packed
         return lanes
 
-    def _memories(self, stimulus: Stimulus, runs: NDArray[np.int64]) -> list[NDArray[np.uint64]]:
-        """[words, runs] of each memory."""
+    def memories(self, stimulus: Stimulus, runs: NDArray[np.int64]) -> list[NDArray[np.uint64]]:
+        """The contents of each memory at the start: [words, runs]."""
         given = stimulus.memories or {}
         names = [memory.name for memory in self.design.memories]
         for name in given:
@@ -250,7 +249,7 @@ class Simulator:
         for first in range(0, len(runs), self.lanes):
             chosen = runs[first : first + self.lanes]
             inputs = self._inputs(stimulus, chosen)
-            memories = self._memories(stimulus, chosen)
+            memories = self.memories(stimulus, chosen)
             mine = rows[(rows["fault"] >= first) & (rows["fault"] < first + len(chosen))].copy()
             mine["fault"] -= first
             self._runtime.run_plain(
@@ -370,14 +369,3 @@ def _at(array: NDArray | None) -> Any:
 
 def _pointers(arrays: Sequence[NDArray]) -> Any:
     return (ctypes.c_void_p * max(len(arrays), 1))(*[array.ctypes.data for array in arrays])
-
-
-def checked(rows: NDArray) -> NDArray:
-    """Rows of dtype ROW, or an error.
-
-    Raises:
-        FaultError: when a fault's cycles are empty.
-    """
-    if (rows["on"] >= rows["off"]).any():
-        raise FaultError("cycles: a fault must act in at least one cycle")
-    return rows

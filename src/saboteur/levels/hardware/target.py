@@ -1,0 +1,422 @@
+"""An HDL design on its bench, as a target."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from fnmatch import fnmatchcase
+from functools import cached_property
+from itertools import pairwise
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from saboteur.campaign.target import FaultSpec, Resources, Target
+from saboteur.errors import FaultError, TargetError, near
+from saboteur.faults import draws
+from saboteur.faults.formats import NumberFormat
+from saboteur.faults.space import Faults, FaultSpace, Region
+from saboteur.levels.hardware.importing import Netlist
+from saboteur.levels.hardware.models import Bits, masks
+from saboteur.levels.hardware.netlist import Design
+from saboteur.levels.hardware.simulate import PLACES, ROW, WAYS, Simulator, Stimulus
+from saboteur.levels.hardware.sites import Group, Kind, Sites
+from saboteur.levels.hardware.spec import HardwareFault, HardwareTarget
+from saboteur.levels.hardware.testbench import Answers, Observation, Observer
+from saboteur.outcomes.golden import Golden, OutputKind
+from saboteur.outcomes.recorder import Recorder
+
+_KINDS: tuple[Kind, ...] = ("flip_flops", "memories", "inputs", "nets", "pins")
+_CAPTURED_LANE = 211
+_POWER_ON_LANE = 212
+_TOP = "top"
+
+
+class DesignTarget(Target):
+    """A design, its stimulus, and what is looked at; every run of the stimulus is an input.
+
+    Args:
+        netlist: the design.
+        stimulus: its runs.
+        observation: what is looked at.
+        labels: the true class of each run, where known.
+        answer: how the outputs are read.
+        first_cycle: faults begin in this cycle or later.
+        resources: of the campaign.
+
+    Raises:
+        TargetError: when design, stimulus and observation do not fit each other.
+    """
+
+    def __init__(
+        self,
+        netlist: Netlist,
+        stimulus: Stimulus,
+        observation: Observation,
+        labels: NDArray[np.int64] | None = None,
+        answer: OutputKind = "values",
+        first_cycle: int = 0,
+        resources: Resources = Resources(),  # noqa: B008
+    ):
+        if first_cycle >= stimulus.cycles:
+            raise TargetError(f"first_cycle: {first_cycle} with {stimulus.cycles} cycles in a run")
+        self._netlist, self._stimulus, self._observation = netlist, stimulus, observation
+        self._labels, self._answer, self._first = labels, answer, first_cycle
+        self._resources = resources
+        self.simulator = Simulator(Design(netlist))
+        self.observer = Observer(self.simulator, observation, stimulus.cycles)
+        self.sites = Sites(self.simulator)
+
+    @classmethod
+    def from_spec(cls, spec: HardwareTarget, resources: Resources) -> DesignTarget:
+        """Read the design and the stimulus that a campaign file names.
+
+        Raises:
+            TargetError: when a file or function is missing or gives something else.
+        """
+        from saboteur.levels.hardware import loading
+
+        bench = loading.load(spec)
+        answer: OutputKind = "logits" if spec.network else spec.answer
+        first = spec.first_cycle or int(spec.network is not None or spec.array is not None)
+        return cls(bench.netlist, bench.stimulus, bench.observation, bench.labels, answer, first, resources)
+
+    @cached_property
+    def fingerprint(self) -> str:  # type: ignore[override]
+        """A hash of the netlist, the stimulus, the labels and what is looked at."""
+        digest = hashlib.sha256(self._netlist.digest.encode())
+        observation = self._observation
+        strobe = None if observation.strobe is None else observation.strobe.tobytes()
+        settings = (observation.ports, observation.valid, strobe, observation.alarms, self._answer, self._first)
+        digest.update(repr(settings).encode())
+        memories = self._stimulus.memories or {}
+        for name, values in (*sorted(self._stimulus.inputs.items()), *sorted(memories.items())):
+            content = repr(values.tolist()).encode() if values.dtype == object else values.tobytes()
+            digest.update(f"{name}\x1f{values.dtype}\x1f{values.shape}\x1f".encode() + content)
+        digest.update(b"" if self._labels is None else self._labels.tobytes())
+        return digest.hexdigest()[:32]
+
+    # -- golden run -------------------------------------------------------------------------------------------
+
+    def golden(self) -> Golden:
+        """Run fault-free, twice: with registers at 0 and at random values at power-on.
+
+        Raises:
+            TargetError: when the answer depends on a register that is never initialised, or an alarm is raised.
+        """
+        outputs = self._answers
+        states = self.simulator.design.states
+        unknown = [i for i in states if self.simulator.design.slots[i].initial is None]
+        if unknown:
+            initial = self.simulator.initial.copy()
+            drawn = draws.words(_POWER_ON_LANE, np.arange(len(unknown)))
+            for slot, word in zip(unknown, drawn.tolist(), strict=True):
+                initial[slot] = word & ((1 << self.simulator.design.slots[slot].width) - 1)
+            other = self._run(np.arange(self._stimulus.runs), initial)
+            if not np.array_equal(self.observer.golden(other), outputs):
+                self._explain_unknown(other)
+        return Golden(outputs, self._labels, self._answer, {"level": self._netlist.level, "engine": "compiled"})
+
+    def _explain_unknown(self, other: NDArray) -> None:
+        trace = self._run(np.arange(self._stimulus.runs), None)
+        cycles = (trace[:, :-1][:, :, self.observer.slots] != other[:, :-1][:, :, self.observer.slots]).any(axis=0)
+        cycle, column = np.argwhere(cycles)[0]
+        name = self.simulator.design.slots[int(self.observer.slots[column])].name
+        raise TargetError(
+            f"golden run: {name} is unknown (X) in cycle {cycle}: it depends on a register that nothing has "
+            "initialised; reset the design, and set first_cycle to the first cycle in which the outputs are defined"
+        )
+
+    def _run(self, runs: NDArray[np.int64], initial: NDArray | None) -> NDArray:
+        trace = self.simulator.run(self._stimulus, runs, initial=initial)
+        assert trace is not None
+        return trace
+
+    @cached_property
+    def _trace_bytes(self) -> int:
+        row = len(self.simulator.design.slots) * self.simulator.golden_type.itemsize
+        return row * (self._stimulus.cycles + 1)
+
+    @cached_property
+    def _answers(self) -> NDArray[np.int64]:
+        parts = []
+        step = max(1, min(self.simulator.lanes, self._resources.memory_bytes // (4 * self._trace_bytes)))
+        for first in range(0, self._stimulus.runs, step):
+            runs = np.arange(first, min(first + step, self._stimulus.runs))
+            trace = self._run(runs, None)
+            self._keep(runs, trace)
+            parts.append(self.observer.golden(trace))
+        if len({part.shape[1] for part in parts}) > 1:
+            raise TargetError("golden run: every input must give the same number of words")
+        return np.concatenate(parts)
+
+    def _keep(self, runs: NDArray[np.int64], trace: NDArray) -> None:
+        kept = self.__dict__.setdefault("_traces", {})
+        room = self._resources.memory_bytes // 2
+        for run, rows in zip(runs.tolist(), trace, strict=True):
+            if (len(kept) + 1) * self._trace_bytes > room and kept:
+                kept.pop(next(iter(kept)))
+            kept[run] = rows
+
+    def golden_trace(self, run: int) -> NDArray:
+        """[cycles + 1, slots] of a fault-free run."""
+        kept = self.__dict__.setdefault("_traces", {})
+        if run not in kept:
+            self._keep(np.array([run]), self._run(np.array([run]), None))
+        return kept[run]
+
+    # -- faults -----------------------------------------------------------------------------------------------
+
+    def space(self, specs: Sequence[FaultSpec]) -> FaultSpace:
+        """Every fault that ``specs`` describe."""
+        regions: dict[tuple, Region] = {}
+        self._captured: dict[Region, float] = getattr(self, "_captured", {})
+        for spec in specs:
+            if not isinstance(spec, HardwareFault):
+                raise FaultError(f"faults: a {type(spec).__name__} is not a fault of the hardware level")
+            for group in self._selected(spec):
+                if WAYS.index(getattr(spec.model, "way", "apply")) and group.kind not in ("nets", "pins"):
+                    raise FaultError(f"model: {spec.model.kind} is a fault of nets, not of {group.kind}")
+                region = Region(
+                    site=group.name,
+                    layer=group.instance or _TOP,
+                    component=group.kind.removesuffix("s"),
+                    shape=(len(group.places),),
+                    format=Bits(group.width),
+                    model=spec.model,
+                    duration=spec.duration,
+                    steps=self._stimulus.cycles - self._first if spec.duration == "transient" else 1,
+                    activity=spec.activity,
+                )
+                regions.setdefault((group.name, spec.model, spec.duration, spec.activity), region)
+                if self._captured.setdefault(region, spec.captured) != spec.captured:
+                    raise FaultError(f"captured: {group.name} has it twice, with {spec.captured} and another value")
+        return FaultSpace(tuple(regions.values()))
+
+    def _selected(self, spec: HardwareFault) -> Iterator[Group]:
+        groups = self.sites.groups(spec.where)
+        if spec.where == "pins" and getattr(spec.model, "way", "apply") != "apply":
+            raise FaultError(f"model: {spec.model.kind}: on nets only; a pin's old value is its net's")
+        known = {group.instance for group in groups.values()}
+        for pattern in spec.instances:
+            if not any(fnmatchcase(name, _literal(pattern)) for name in known):
+                raise FaultError(f"instances: none matches {pattern!r}{near(pattern, known)}")
+        found = False
+        for group in groups.values():
+            prefix = f"{group.instance}." if group.instance else ""
+            name = group.name.removeprefix(prefix)
+            if any(fnmatchcase(group.instance, _literal(pattern)) for pattern in spec.instances) and (
+                spec.where in ("nets", "pins") or any(fnmatchcase(name, _literal(p)) for p in spec.names)
+            ):
+                found = True
+                yield group
+        if not found:
+            names = {group.name.rsplit(".", 1)[-1] for group in groups.values()}
+            raise FaultError(f"names: no {spec.where} match {', '.join(spec.names)}{near(spec.names[0], names)}")
+
+    def names(self, region: Region) -> tuple[str, ...]:
+        """The hierarchical name of each element of a region."""
+        return self._group(region).names
+
+    def stored(self, region: Region) -> tuple[NDArray, NumberFormat]:
+        """The words that lie in a memory at the start, where all runs start with the same."""
+        group = self._group(region)
+        if group.kind != "memories":
+            return super().stored(region)
+        given = (self._stimulus.memories or {}).get(group.name)
+        if given is not None and np.ndim(given) == 2:
+            raise TargetError(f"{region.site}: its contents differ from run to run")
+        memory = self.simulator.design.memories[int(group.places["place"][0])]
+        return np.asarray(memory.initial if given is None else given, np.uint64), region.format
+
+    def _group(self, region: Region) -> Group:
+        for kind in _KINDS:
+            if region.component == kind.removesuffix("s"):
+                groups = self.sites.groups(kind)
+                if region.site in groups:
+                    return groups[region.site]
+        raise FaultError(f"site: {region.site!r} is not in this design")
+
+    def rows(self, space: FaultSpace, faults: Faults) -> NDArray:
+        """What each single fault does, as rows of dtype ROW with ``fault`` its trial.
+
+        Pulses that miss the capture window are left out.
+
+        Raises:
+            FaultError: when a model does not act bit by bit.
+        """
+        rows = np.zeros(len(faults.trial), ROW)
+        rows["fault"] = faults.trial
+        captured = np.ones(len(rows), np.bool_)
+        for i in np.unique(faults.region):
+            region = space.regions[i]
+            of = np.flatnonzero(faults.region == i)
+            group = self._group(region)
+            for column in ("kind", "place", "offset", "size", "word"):
+                rows[column][of] = group.places[column][faults.element[of]]
+            a, x, way = masks(region.model, faults.variant[of], faults.drawn[of], group.width)
+            rows["a"][of], rows["x"][of], rows["way"][of] = a, x, way
+            transient = region.duration == "transient"
+            on = self._first + faults.step[of] if transient else np.zeros(len(of), np.int64)
+            rows["on"][of] = on
+            rows["off"][of] = on + 1 if transient else self._stimulus.cycles + 1
+            if way:  # the old value is that of the cycle before
+                rows["on"][of] = np.maximum(on - 1, 0)
+            share = self._captured.get(region, 1.0)
+            if share < 1:
+                captured[of] = draws.unit_interval(draws.words(faults.drawn[of], 0, _CAPTURED_LANE)) < share
+        return rows[captured]
+
+    def inject(self, space: FaultSpace, faults: Faults, recorder: Recorder) -> None:
+        """Run each trial over the inputs that the recorder gives it, side by side."""
+        steady = all(region.activity == 1 for region in space.regions)
+        rows = self.rows(space, faults)
+        for run, trials in self._trials_by_run(faults.trials, recorder):
+            if not steady:
+                rows = self.rows(space, self._acting(space, faults, run))
+            answers, mine = self._respond(run, rows, trials)
+            golden = self._answers[run]
+            inputs = np.full(len(trials), run)
+            detected = answers.alarm >= 0
+            changed = answers.changed & ~detected & ~answers.hang
+            hang = answers.hang & ~detected
+            same = ~(detected | changed | hang)
+            recorder.identical(mine[same], inputs[same])
+            recorder.abnormal(mine[detected], inputs[detected], "detected")
+            recorder.abnormal(mine[hang], inputs[hang], "hang")
+            recorder.outputs(mine[changed], inputs[changed], answers.outputs[changed].astype(golden.dtype))
+
+    def _trials_by_run(self, trials: int, recorder: Recorder) -> Iterator[tuple[int, NDArray[np.int64]]]:
+        everything = np.arange(trials)
+        for run in range(self._stimulus.runs):
+            chosen = everything if recorder.inputs is None else np.flatnonzero((recorder.inputs == run).any(axis=1))
+            if len(chosen):
+                yield run, chosen
+
+    def _acting(self, space: FaultSpace, faults: Faults, run: int) -> Faults:
+        """The single faults that act in a run."""
+        activity = np.array([region.activity for region in space.regions])[faults.region]
+        acts = np.ones(len(activity), np.bool_)
+        for k in np.flatnonzero(activity < 1):
+            acts[k] = faults.acts(float(activity[k]), np.array([run]), int(faults.trial[k]))[0]
+        return faults.rows(acts)
+
+    def _respond(self, run: int, rows: NDArray, trials: NDArray[np.int64]) -> tuple[Answers, NDArray[np.int64]]:
+        """Answers of ``trials`` in one run, in an order in which faults of one place are neighbours."""
+        rows = _without_clashes(rows[np.isin(rows["fault"], trials)])
+        first = np.searchsorted(rows["fault"], trials)
+        some = first < len(rows)
+        some[some] = rows["fault"][first[some]] == trials[some]
+        key = np.zeros(len(trials), np.int64)
+        key[some] = (rows["kind"][first[some]].astype(np.int64) << 32) + rows["place"][first[some]]
+        order = np.argsort(key, kind="stable")
+        ordered = trials[order]
+        rank = np.full(int(trials.max()) + 1, -1)
+        rank[ordered] = np.arange(len(ordered))
+        renumbered = rows.copy()
+        renumbered["fault"] = rank[rows["fault"]]
+        renumbered = renumbered[np.argsort(renumbered["fault"], kind="stable")]
+        trace = self.golden_trace(run)
+        watch = self.observer.watch(trace)
+        response = self.simulator.respond(trace, self._images(run), watch, renumbered, len(trials))
+        return self.observer.answers(trace, self._answers[run], response, len(trials)), ordered
+
+    def _images(self, run: int) -> list[NDArray[np.uint64]]:
+        return [words[:, 0] for words in self.simulator.memories(self._stimulus, np.array([run]))]
+
+    def outcomes(self, space: FaultSpace, faults: Faults, run: int) -> pa.Table:
+        """What became of each trial in one run, in the terms of ISO 26262-5 (2018, annex D).
+
+        Returns:
+            A row a trial: ``outcome`` (``masked``, ``latent``: same answer but another state at the end, ``sdc``,
+            ``detected``, ``hang``), ``latency`` (cycles from the first act of the fault to the first alarm, else
+            null) and ``corrupted`` (the answer differs, whether or not an alarm was raised).
+        """
+        rows = self.rows(space, self._acting(space, faults, run))
+        answers, mine = self._respond(run, rows, np.arange(faults.trials))
+        start = np.full(faults.trials, self._stimulus.cycles)
+        np.minimum.at(start, rows["fault"], rows["on"])
+        outcome = np.where(answers.changed, "sdc", np.where(answers.latent, "latent", "masked"))
+        outcome = np.where(answers.hang, "hang", outcome)
+        outcome = np.where(answers.alarm >= 0, "detected", outcome)
+        back = np.argsort(mine)
+        alarm = answers.alarm[back]
+        latency = pa.array(alarm - start, pa.int32(), mask=alarm < 0)
+        corrupted = (answers.changed | answers.hang)[back]
+        return pa.table({"outcome": outcome[back], "latency": latency, "corrupted": corrupted})
+
+    def trace(self, space: FaultSpace, faults: Faults, input: int) -> pa.Table:
+        """How the error of the first trial spreads over the module instances, in order of first difference."""
+        if not 0 <= input < self._stimulus.runs:
+            raise TargetError(f"input: {input} is outside 0 .. {self._stimulus.runs - 1}")
+        one = faults.take([0])
+        rows = self.rows(space, self._acting(space, one, input))
+        golden, faulty = self.traces(rows, input)
+        slots = self.simulator.design.slots
+        places: dict[str, list[int]] = {}
+        for i, slot in enumerate(slots):
+            places.setdefault(slot.instance or _TOP, []).append(i)
+        table = []
+        for place, mine in places.items():
+            differs = golden[:, mine] != faulty[:, mine]
+            when = int(differs.any(axis=1).argmax()) if differs.any() else self._stimulus.cycles
+            table.append((when, _spread(place, golden[:, mine].ravel(), faulty[:, mine].ravel())))
+        table.sort(key=lambda row: row[0])
+        answers, _ = self._respond(input, rows, np.arange(1))
+        expected = self._answers[input]
+        given = expected if answers.alarm[0] >= 0 or answers.hang[0] else answers.outputs[0]
+        return pa.Table.from_pylist([row for _, row in table] + [_spread("output", expected, given)])
+
+    def traces(self, rows: NDArray, run: int) -> tuple[NDArray, NDArray]:
+        """The golden and the faulty trace [cycles, slots] of one trial (rows with ``fault`` 0) in one run."""
+        mine = _without_clashes(rows)
+        mine["fault"] = 0
+        trace = self.simulator.run(self._stimulus, [run], mine)
+        assert trace is not None
+        return self.golden_trace(run)[:-1], trace[0, :-1]
+
+
+def _spread(place: str, golden: NDArray, faulty: NDArray) -> dict[str, object]:
+    with np.errstate(over="ignore"):
+        error = np.abs(faulty.astype(np.float64) - golden.astype(np.float64))
+    return {
+        "place": place,
+        "elements": int(golden.size),
+        "changed": int((golden != faulty).sum()),
+        "nonfinite": 0,
+        "max_abs_error": float(error.max(initial=0.0)),
+        "rms_error": float(np.sqrt(np.mean(error**2))) if error.size else 0.0,
+    }
+
+
+def _literal(pattern: str) -> str:
+    """Brackets are part of hierarchical names, not sets of characters."""
+    return "".join(f"[{c}]" if c == "[" else c for c in pattern)
+
+
+def _without_clashes(rows: NDArray) -> NDArray:
+    """Rows of one trial at one net or pin, put together: the masks of a place hold one effect at a time."""
+    rows = rows[np.argsort(rows["fault"], kind="stable")]
+    at_hook = rows["kind"] == PLACES.index("hook")
+    keys = rows[["fault", "place", "offset"]]
+    _, inverse, counts = np.unique(keys[at_hook], return_inverse=True, return_counts=True)
+    if not (counts > 1).any():
+        return rows
+    parts = [rows[~at_hook]]
+    hooked = rows[at_hook]
+    for k in range(len(counts)):
+        same = hooked[inverse.ravel() == k]
+        cuts = np.unique(np.concatenate([same["on"], same["off"]]))
+        for low, high in pairwise(cuts):
+            acting = same[(same["on"] <= low) & (same["off"] > low)]
+            if not len(acting):
+                continue
+            merged = acting[-1:].copy()
+            a, x = np.uint64(0xFFFFFFFFFFFFFFFF), np.uint64(0)
+            for row in acting:
+                a, x = a & row["a"], (x & row["a"]) ^ row["x"]
+            merged["a"], merged["x"], merged["on"], merged["off"] = a, x, low, high
+            parts.append(merged)
+    joined = np.concatenate(parts)
+    return joined[np.argsort(joined["fault"], kind="stable")]

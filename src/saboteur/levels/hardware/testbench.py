@@ -1,0 +1,357 @@
+"""What is watched while a design runs, and what becomes of the answers of faulty machines.
+
+The *answer* of a run is a row of numbers: the values of output ports, or of equal lanes of them, in the cycles in
+which they are looked at: given cycles, or those in which a ``valid`` output is 1. A machine that gives fewer words
+than the golden one within the cycles of the run *hangs*; one in which an alarm output is 1 in any cycle is
+*detected*, with the latency from the fault to the first alarm.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from saboteur.errors import TargetError, near
+from saboteur.levels.hardware.netlist import Pieces
+from saboteur.levels.hardware.simulate import Response, Simulator, Stimulus, Watch
+
+
+@dataclass(frozen=True)
+class Observed:
+    """An output port that is part of the answer.
+
+    Attributes:
+        port: its name.
+        lanes: it is a row of so many equal numbers, the first in the lowest bits.
+        signed: they are in two's complement.
+    """
+
+    port: str
+    lanes: int = 1
+    signed: bool = False
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What is looked at, and when.
+
+    Attributes:
+        ports: the parts of the answer.
+        valid: the output that is 1 in the cycles in which the ports count; every cycle if absent.
+        strobe: bool [cycles] or [cycles, numbers]: when they are looked at; always if absent. With ``valid``, in which
+            cycles it is heeded.
+        alarms: outputs of safety mechanisms, 0 as long as all is well.
+    """
+
+    ports: tuple[Observed, ...]
+    valid: str | None = None
+    strobe: NDArray[np.bool_] | None = None
+    alarms: tuple[str, ...] = field(default=())
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What became of the machines of one run.
+
+    Attributes:
+        outputs: [faults, numbers]; golden where nothing differs; meaningless where the machine hangs.
+        hang: bool [faults].
+        alarm: int32 [faults]: the first cycle with an alarm; −1 for none.
+        changed: bool [faults]: some number differs from the golden one.
+        latent: bool [faults]: the state differs at the end.
+    """
+
+    outputs: NDArray
+    hang: NDArray[np.bool_]
+    alarm: NDArray[np.int32]
+    changed: NDArray[np.bool_]
+    latent: NDArray[np.bool_]
+
+
+class Observer:
+    """Reads answers from traces and from responses.
+
+    Args:
+        simulator: of the design.
+        observation: what is looked at.
+        cycles: of a run.
+
+    Raises:
+        TargetError: for an unknown port (with near names), lanes that do not divide it, or a strobe of another shape.
+    """
+
+    def __init__(self, simulator: Simulator, observation: Observation, cycles: int):
+        self._simulator, self._observation, self._cycles = simulator, observation, cycles
+        self._numbers: list[tuple[Pieces, int, bool]] = []
+        for observed in observation.ports:
+            pieces = self._port(observed.port)
+            width = sum(bits for _, _, bits, _ in pieces)
+            if observed.lanes < 1 or width % observed.lanes or width // observed.lanes > 64:
+                raise TargetError(
+                    f"outputs: {observed.port} has {width} bits; {observed.lanes} lanes must share them equally, at "
+                    "most 64 bits each"
+                )
+            lane = width // observed.lanes
+            self._numbers += [(_part(pieces, k * lane, lane), lane, observed.signed) for k in range(observed.lanes)]
+        if not self._numbers:
+            raise TargetError("outputs: none is named; an answer needs at least one output port")
+        self._valid = None if observation.valid is None else self._single(observation.valid)
+        self._alarms = [self._port(name) for name in observation.alarms]
+        if observation.strobe is None:
+            self._strobe = np.ones((cycles, len(self._numbers)), np.bool_)
+        else:
+            strobe = np.asarray(observation.strobe, np.bool_)
+            if strobe.shape not in ((cycles,), (cycles, len(self._numbers))) or not strobe.any():
+                raise TargetError(
+                    f"strobe: shape {list(strobe.shape)}; needs [{cycles}] or [{cycles}, {len(self._numbers)}] with "
+                    "some cycle in it"
+                )
+            self._strobe = np.broadcast_to(strobe.reshape(cycles, -1), (cycles, len(self._numbers)))
+        slots = [piece[0] for pieces, _, _ in self._numbers for piece in pieces]
+        slots += [piece[0] for pieces in self._alarms for piece in pieces]
+        slots += [] if self._valid is None else [self._valid[0][0]]
+        self._window = self._strobe.any(axis=1)
+        self.slots = np.array(sorted(set(slots) - {-1}), np.int32)
+        self._column = {int(slot): k for k, slot in enumerate(self.slots)}
+
+    def _port(self, name: str) -> Pieces:
+        outputs = self._simulator.design.outputs
+        if name not in outputs:
+            raise TargetError(f"outputs: {name!r} is not an output of the design{near(name, outputs)}")
+        return outputs[name]
+
+    def _single(self, name: str) -> Pieces:
+        pieces = self._port(name)
+        if len(pieces) != 1 or pieces[0][2] != 1 or pieces[0][0] < 0:
+            raise TargetError(f"valid: {name} must be one bit that is computed")
+        return pieces
+
+    def golden(self, trace: NDArray) -> NDArray[np.int64]:
+        """The answers [runs, numbers] of fault-free runs, from their trace [runs, cycles + 1, slots].
+
+        Raises:
+            TargetError: when an alarm is raised, or runs give different numbers of words.
+        """
+        trace = trace[:, : self._cycles]
+        for name, pieces in zip(self._observation.alarms, self._alarms, strict=True):
+            raised = self._simulator.read(trace, pieces) != 0
+            if raised.any():
+                run, cycle = np.argwhere(raised)[0]
+                raise TargetError(f"golden run: alarm {name} is raised in cycle {cycle} of input {run}")
+        words = self._read(trace)
+        if self._valid is None:
+            return words[:, self._strobe]
+        valid = (self._simulator.read(trace, self._valid) == 1) & self._window
+        counts = valid.sum(axis=1)
+        if counts.min() != counts.max() or not counts.max():
+            raise TargetError(
+                f"golden run: {self._observation.valid} is 1 in {counts.min()} to {counts.max()} cycles; every input "
+                "must give the same number of words, at least one"
+            )
+        return words[valid].reshape(len(trace), -1)
+
+    def watch(self, trace: NDArray) -> Watch:
+        """What is compared in a run with this golden trace [cycles + 1, slots]."""
+        strobe = np.zeros((self._cycles, len(self.slots)), np.bool_)
+        always = [piece[0] for pieces in self._alarms for piece in pieces]
+        valid = -1
+        when = self._strobe
+        if self._valid is not None:
+            valid = self._valid[0][0]
+            always.append(valid)
+            now = (self._simulator.read(trace[: self._cycles], self._valid) == 1) & self._window
+            when = np.broadcast_to(now[:, None], self._strobe.shape)
+        for k, (pieces, _, _) in enumerate(self._numbers):
+            for slot, *_ in pieces:
+                if slot >= 0:
+                    strobe[:, self._column[slot]] |= when[:, k]
+        for slot in always:
+            if slot >= 0:
+                strobe[:, self._column[slot]] = True
+        return Watch(self.slots, strobe, valid)
+
+    def answers(
+        self, trace: NDArray, golden: NDArray[np.int64], response: Response, faults: int, chunk: int = 1 << 24
+    ) -> Answers:
+        """The answers of faulty machines in one run.
+
+        Args:
+            trace: [cycles + 1, slots] of the golden run.
+            golden: [numbers], its answer.
+            response: to :meth:`watch`.
+            faults: how many.
+            chunk: how many values are put together at a time; changes no result.
+        """
+        outputs = np.repeat(golden[None], faults, axis=0)
+        hang = np.zeros(faults, np.bool_)
+        alarm = np.full(faults, -1, np.int32)
+        found = response.differences[np.argsort(response.differences["fault"], kind="stable")]
+        affected, first = np.unique(found["fault"], return_index=True)
+        ends = np.append(first, len(found))
+        cycles = np.unique(found["cycle"])
+        if self._valid is None:
+            cycles = np.union1d(cycles, np.flatnonzero(self._strobe.any(axis=1)))
+        else:
+            cycles = np.union1d(cycles, np.flatnonzero(self._simulator.read(trace[: self._cycles], self._valid) == 1))
+        step = max(1, chunk // max(1, len(cycles) * len(self.slots)))
+        for begin in range(0, len(affected), step):
+            mine = affected[begin : begin + step]
+            rows = found[ends[begin] : ends[min(begin + step, len(affected))]]
+            values = np.repeat(trace[cycles][None][:, :, self.slots], len(mine), axis=0)
+            where = np.searchsorted(mine, rows["fault"]), np.searchsorted(cycles, rows["cycle"]), rows["output"]
+            values[where] = rows["value"]
+            full = _Columns(values, self._column)
+            words = self._read(full)
+            for pieces in self._alarms:
+                raised = self._simulator.read(full, pieces) != 0
+                when = np.where(raised.any(axis=1), cycles[raised.argmax(axis=1)], self._cycles).astype(np.int32)
+                before = np.where(alarm[mine] < 0, self._cycles, alarm[mine])
+                earliest = np.minimum(before, when)
+                alarm[mine] = np.where(earliest < self._cycles, earliest, -1)
+            if self._valid is None:
+                outputs[mine] = words[:, self._strobe[cycles]]
+                continue
+            valid = (self._simulator.read(full, self._valid) == 1) & self._window[cycles]
+            needed = len(golden) // len(self._numbers)
+            order = np.argsort(~valid, axis=1, kind="stable")[:, :needed]
+            hang[mine] = valid.sum(axis=1) < needed
+            outputs[mine] = np.take_along_axis(words, order[:, :, None], axis=1).reshape(len(mine), -1)
+        changed = (outputs != golden).any(axis=1)
+        return Answers(outputs, hang, alarm, changed, response.converged == -1)
+
+    def _read(self, trace: NDArray | _Columns) -> NDArray[np.int64]:
+        numbers = []
+        for pieces, width, signed in self._numbers:
+            words = self._simulator.read(trace, pieces).astype(np.uint64).view(np.int64)
+            if signed and width < 64:
+                words = (words ^ (1 << (width - 1))) - (1 << (width - 1))
+            numbers.append(words)
+        return np.stack(numbers, axis=-1)
+
+
+class _Columns:
+    """Values [..., watched slots] that are indexed by slot like a whole trace."""
+
+    def __init__(self, values: NDArray, column: Mapping[int, int]):
+        self._values, self._column = values, column
+        self.shape = (*values.shape[:-1], -1)
+
+    def __getitem__(self, index: tuple) -> NDArray:
+        return self._values[..., self._column[index[-1]]]
+
+
+def _part(pieces: Pieces, low: int, width: int) -> Pieces:
+    part = []
+    for slot, first, bits, to in pieces:
+        begin, end = max(low, to), min(low + width, to + bits)
+        if begin < end:
+            at = first if slot < 0 else first + begin - to
+            part.append((slot, at, end - begin, begin - low))
+    return part
+
+
+# -- files ---------------------------------------------------------------------------------------------------------
+
+
+def read_stimulus(path: Path, clock: str | None) -> tuple[Stimulus, NDArray | None]:
+    """Inputs from a file; and labels, where it has them.
+
+    - ``.npz``: an array [cycles] or [runs, cycles] for each port, ``memory:NAME`` [words] or [runs, words],
+      ``labels`` [runs];
+    - ``.csv``: a column for each port, a row for each cycle, numbers as in Python;
+    - ``.vcd``: the values of signals of the ports' names just before each rising edge of the clock.
+
+    Raises:
+        TargetError: when the file cannot be read, or holds something else.
+    """
+    try:
+        if path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as arrays:
+                return stimulus_of(dict(arrays))
+        if path.suffix == ".csv":
+            with path.open(newline="") as file:
+                rows = list(csv.DictReader(file))
+            return stimulus_of({port: _integers([int(row[port], 0) for row in rows]) for port in rows[0]})
+        if path.suffix == ".vcd":
+            return stimulus_of(_from_vcd(path.read_text(), clock or "clk"))
+    except (OSError, ValueError, TypeError, IndexError, KeyError) as error:
+        raise TargetError(f"stimulus: cannot read {path}: {error}") from error
+    raise TargetError(f"stimulus: {path}: must be an .npz, .csv or .vcd file, or a function")
+
+
+def stimulus_of(given: object) -> tuple[Stimulus, NDArray | None]:
+    """A stimulus, or arrays by name as :func:`read_stimulus` reads them.
+
+    Raises:
+        TargetError: when arrays differ in runs or cycles.
+    """
+    if isinstance(given, Stimulus):
+        return given, None
+    if not isinstance(given, Mapping) or not given:
+        raise TargetError(f"stimulus: a {type(given).__name__}; needs a Stimulus, or arrays by input port")
+    arrays = {str(name): np.asarray(values) for name, values in given.items()}
+    labels = arrays.pop("labels", None)
+    memories = {name.removeprefix("memory:"): arrays.pop(name) for name in list(arrays) if name.startswith("memory:")}
+    inputs = {name: values[None] if values.ndim == 1 else values for name, values in arrays.items()}
+    shapes = {values.shape for values in inputs.values()}
+    if len(shapes) != 1 or any(len(shape) != 2 for shape in shapes):
+        listed = ", ".join(f"{name} {list(values.shape)}" for name, values in inputs.items())
+        raise TargetError(f"stimulus: all ports need the same [runs, cycles]; got {listed}")
+    return Stimulus(inputs, memories), labels
+
+
+def read_hex(path: Path) -> list[int]:
+    """The words of a ``$readmemh`` file; ``@`` addresses and comments as there, gaps are 0.
+
+    Raises:
+        TargetError: when it cannot be read.
+    """
+    words: list[int] = []
+    try:
+        text = re.sub(r"//[^\n]*|/\*.*?\*/", "", path.read_text(), flags=re.DOTALL)
+        at = 0
+        for item in text.replace("_", "").split():
+            if item.startswith("@"):
+                at = int(item[1:], 16)
+                continue
+            words += [0] * (at + 1 - len(words))
+            words[at] = int(item, 16)
+            at += 1
+    except (OSError, ValueError) as error:
+        raise TargetError(f"memories: cannot read {path}: {error}") from error
+    return words
+
+
+def _integers(values: Sequence[int]) -> NDArray:
+    return np.array(values, np.uint64 if max(values) < 2**64 else object)
+
+
+def _from_vcd(text: str, clock: str) -> dict[str, NDArray]:
+    names: dict[str, str] = {}
+    for code, name in re.findall(r"\$var\s+\S+\s+\d+\s+(\S+)\s+(\S+)(?:\s+\[[^\]]*\])?\s+\$end", text):
+        names.setdefault(code, name)
+    if clock not in names.values():
+        raise ValueError(f"no signal {clock!r}")
+    now = dict.fromkeys(names.values(), 0)
+    settled = dict(now)
+    cycles: dict[str, list[int]] = {name: [] for name in now if name != clock}
+    for line in text[text.index("$enddefinitions") :].splitlines()[1:]:
+        line = line.strip()
+        if line.startswith("#"):
+            settled = dict(now)
+        change = re.fullmatch(r"[bB]([01xXzZ]+)\s+(\S+)|([01xXzZ])(\S+)", line)
+        if change is None or (change[2] or change[4]) not in names:
+            continue
+        name = names[change[2] or change[4]]
+        value = int(re.sub("[xXzZ]", "0", change[1] or change[3]), 2)
+        if name == clock and value == 1 and now[name] == 0:
+            for port, values in cycles.items():
+                values.append(settled[port])
+        now[name] = value
+    return {name: _integers(values) for name, values in cycles.items()}
