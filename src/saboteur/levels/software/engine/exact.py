@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from saboteur.faults.space import Faults, FaultSpace, Region
 from saboteur.levels.software import injection
+from saboteur.levels.software.engine.batching import Batching
 from saboteur.levels.software.engine.bounds import Gains, gains
 from saboteur.levels.software.engine.golden import Chunk
 from saboteur.levels.software.engine.graph import Graph, Untraceable
@@ -83,6 +84,7 @@ class ExactEngine:
         probe = torch.arange(_PROBES) % runner.inputs
         tensors = [tensor[probe.to(tensor.device)] for tensor in runner.tensors]
         values = self.graph.check(tensors)
+        self._batching = Batching(self.graph, runner)
         self._places = self.graph.places(tensors, values)
         self.operators: dict[int, Operator] = understood(self.graph, values)
         self.gains: Gains = gains(self.graph, self.operators, values)
@@ -193,7 +195,7 @@ class ExactEngine:
     def _chunk(self, inputs: range, recorder: Recorder) -> Chunk:
         if inputs not in self._chunks:
             expected = recorder.golden.outputs[inputs.start : inputs.stop]
-            chunk = Chunk(self.graph, self.runner, inputs, expected, self._folded)
+            chunk = Chunk(self.graph, self.runner, self._batching, inputs, expected, self._folded)
             self._errors[inputs] = self._rounding_error(chunk)
             if len(self._chunks) >= self._kept_chunks:
                 return chunk

@@ -8,7 +8,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 
+from saboteur.levels.software.engine.batching import Batching
 from saboteur.levels.software.engine.graph import Graph, Untraceable, Values
 from saboteur.levels.software.runner import Runner
 
@@ -19,6 +21,7 @@ class Chunk:
     Args:
         graph: what is computed.
         runner: gives the inputs and the batches they are run in.
+        batching: in which batches the same bits come out.
         inputs: which, from the start of a batch on.
         expected: the golden outputs of ``inputs``.
         skipped: nodes whose results are not kept.
@@ -27,11 +30,20 @@ class Chunk:
         Untraceable: when the graph does not give the golden bits.
     """
 
-    def __init__(self, graph: Graph, runner: Runner, inputs: range, expected: NDArray, skipped: Collection[int]):
+    def __init__(
+        self,
+        graph: Graph,
+        runner: Runner,
+        batching: Batching,
+        inputs: range,
+        expected: NDArray,
+        skipped: Collection[int],
+    ):
         self.graph = graph
         self.inputs = inputs
-        self.batch_size = runner.batch_size
+        self.batching = batching
         self._rows: dict[int, Tensor] = {}
+        self._padded: dict[tuple[int, tuple[int, int]], Tensor] = {}
         self._plane_norms: dict[int, Tensor] = {}
         self._whole_norms: dict[int, Tensor] = {}
         parts: list[Values] = []
@@ -60,7 +72,7 @@ class Chunk:
         """The result of ``node`` [inputs, ...], in the plain engine's bits, also where it is not kept as a rule."""
         if node not in self.values:
             call = self.graph.nodes[node]
-            size, parts = self.batch_size, []
+            size, parts = self.batching.size, []
             for start in range(0, len(self.inputs), size):
                 rows = torch.arange(start, start + size).clamp(max=len(self.inputs) - 1)
                 inputs = {
@@ -73,12 +85,20 @@ class Chunk:
 
     def rows(self, node: int) -> Tensor:
         """The result of ``node``, channels last in memory, from which single inputs are picked."""
-        value = self.values[node]
+        value = self.result(node)
         if value.dim() != 4:
             return value
         if node not in self._rows:
             self._rows[node] = value.contiguous(memory_format=torch.channels_last)
         return self._rows[node]
+
+    def padded(self, node: int, padding: tuple[int, int]) -> Tensor:
+        """The result of ``node`` with zeros around it, channels last: [inputs, height, width, channels]."""
+        if (node, padding) not in self._padded:
+            maps = self.rows(node).permute(0, 2, 3, 1)
+            around = (0, 0, padding[1], padding[1], padding[0], padding[0])
+            self._padded[node, padding] = F.pad(maps, around) if any(padding) else maps
+        return self._padded[node, padding]
 
     def plane_norms(self, node: int) -> Tensor:
         """The Euclidean norm of each channel of the result of ``node``: float64 [inputs, channels]."""

@@ -154,7 +154,7 @@ class Graph:
         return {
             place: node
             for place, node in named.items()
-            if place not in again and (node in self.arguments or _same(seen.get(place), values[node]))
+            if place not in again and (node in self.arguments or same(seen.get(place), values[node]))
         }
 
     def _function_places(self, values: Values) -> dict[str, int]:
@@ -238,9 +238,9 @@ class Graph:
             if node.call.op not in ("placeholder", "get_attr"):
                 before = {source: _copied(values[source]) for source in node.inputs}
                 again = self.call(node, values)
-                if not _same(again, values[node.index]):
+                if not same(again, values[node.index]):
                     raise Untraceable(f"{node.call.name}: the call does not repeat bit for bit")
-                if not all(_same(values[source], copy) for source, copy in before.items()):
+                if not all(same(values[source], copy) for source, copy in before.items()):
                     raise Untraceable(f"{node.call.name}: the call changes its arguments")
         return values
 
@@ -266,11 +266,12 @@ def _copied(value: Any) -> Any:
     return value.clone() if isinstance(value, Tensor) else value
 
 
-def _same(one: Any, other: Any) -> bool:
+def same(one: Any, other: Any) -> bool:
+    """Whether two results are equal, a NaN to any other NaN."""
     if isinstance(one, Tensor) != isinstance(other, Tensor):
         return False
     if isinstance(one, tuple | list):
-        return len(one) == len(other) and all(map(_same, one, other))
+        return len(one) == len(other) and all(map(same, one, other))
     if isinstance(one, Tensor):
         return bool(((one == other) | ((one != one) & (other != other))).all())
     return one == other

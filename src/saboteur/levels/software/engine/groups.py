@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -134,13 +133,13 @@ class WeightGroup(Group):
     def _faulted_by(self, chunk: Chunk, one: int, row: NDArray[np.int64]) -> Tensor:
         node = chunk.graph.nodes[self.op.layer]
         inputs = chunk.values[node.inputs[0]]
-        results: list[tuple[NDArray, Tensor]] = []
+        results, order = [], []
         with self.site.overwritten(self.element[one : one + 1], self.words[one : one + 1]):
-            for batch, rows in batches(row, chunk.batch_size):
-                result = chunk.graph.call(node, {node.inputs[0]: inputs[torch.from_numpy(rows)]})
-                results.append((batch, result[torch.from_numpy(row[batch] % chunk.batch_size)]))
-        whole = torch.cat([result for _, result in results])
-        return whole[torch.from_numpy(np.argsort(np.concatenate([batch for batch, _ in results])))]
+            for part in chunk.batching.parts(row):
+                result = chunk.graph.call(node, {node.inputs[0]: inputs[torch.from_numpy(row[part.filled])]})
+                results.append(result[torch.from_numpy(part.place)])
+                order.append(part.chosen)
+        return torch.cat(results)[torch.from_numpy(np.argsort(np.concatenate(order)))]
 
 
 @dataclass(frozen=True, eq=False)
@@ -215,20 +214,3 @@ class SignalGroup(Group):
             after, self.site.format, result
         )
         return flat.reshape(values.shape)
-
-
-def batches(row: NDArray[np.int64], size: int) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """Part pairs into batches in which each input has its own place.
-
-    Yields:
-        indices into ``row``, and the rows [size] of the whole batch; places that nobody takes are filled.
-    """
-    place = row % size
-    order = np.argsort(place, kind="stable")
-    turn = np.empty(len(row), np.int64)
-    turn[order] = np.arange(len(row)) - np.searchsorted(place[order], place[order])
-    for number in range(turn.max(initial=-1) + 1):
-        chosen = np.flatnonzero(turn == number)
-        rows = np.full(size, row[chosen[0]])
-        rows[place[chosen]] = row[chosen]
-        yield chosen, rows

@@ -13,6 +13,7 @@ from saboteur.levels.software.engine.bounds import Gains
 from saboteur.levels.software.engine.golden import Chunk
 from saboteur.levels.software.engine.graph import Graph
 from saboteur.levels.software.engine.operators import Adding, Mixing, Operator, Pointwise, Scaling
+from saboteur.levels.software.engine.patches import Patch, cut_out
 from saboteur.levels.software.engine.suffix import Decide, Pairs, Stage, Suffix
 
 
@@ -129,6 +130,10 @@ class Narrow:
             deviations: as :meth:`deviations` gives them.
             decide: called wherever what follows can be bounded.
         """
+        if source.position is not None and pairs.chunk.result(self._start).dim() == 4:
+            for index, value in deviations.items():
+                pairs.values[index] = _single_position(index, pairs, source, value)
+            return self._suffix.run(pairs, decide)
         planes = {index: self._plane(pairs.chunk, index, source, value) for index, value in deviations.items()}
         for stage in self._first:
             pairs.values[stage.index] = _first_mixing(stage, pairs, source.channel, planes[stage.inputs[0]])
@@ -176,6 +181,15 @@ def _fault_free(chunk: Chunk, index: int, row: Tensor, source: Source) -> Tensor
     if source.position is None:
         return value[row, source.channel].reshape(len(row), -1)
     return value.reshape(*value.shape[:2], -1)[row, source.channel, source.position][:, None]
+
+
+def _single_position(index: int, pairs: Pairs, source: Source, deviation: Tensor) -> Patch:
+    """The result of a node that deviates in one channel at one position, there."""
+    maps = pairs.chunk.padded(index, (0, 0))
+    top, left = source.position // maps.shape[2], source.position % maps.shape[2]
+    values = cut_out(maps, pairs.row, top, left, (1, 1))
+    values[torch.arange(len(values)), 0, 0, source.channel] += deviation[:, 0]
+    return Patch(values, top, left)
 
 
 def _widened(index: int, pairs: Pairs, channel: Tensor, deviation: Tensor) -> Tensor:

@@ -60,10 +60,10 @@ class Mixing(Operator):
         """A convolution, not a linear layer."""
         return self.weight.dim() == 4
 
-    def run(self, x: Tensor) -> Tensor:
-        """The result for ``x``."""
+    def run(self, x: Tensor, padding: tuple[int, ...]) -> Tensor:
+        """The result for ``x``, around which a convolution reads ``padding`` zeros."""
         if self.spatial:
-            return F.conv2d(x, self.weight, self.bias, self.stride, self.padding, self.dilation)
+            return F.conv2d(x, self.weight, self.bias, self.stride, padding, self.dilation)
         return F.linear(x, self.weight, self.bias)
 
     @cached_property

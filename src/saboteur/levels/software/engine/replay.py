@@ -1,4 +1,4 @@
-"""Runs pairs by the plain engine's own calls: same kernels, same batch size, each input at its place in a batch.
+"""Runs pairs by the plain engine's own calls, in batches in which they give the plain engine's bits.
 
 Pairs of different trials share batches wherever all that follows depends on one result, because the plain
 engine's outputs do not depend on what else is in a batch.
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from saboteur.levels.software.engine.golden import Chunk
 from saboteur.levels.software.engine.graph import Graph, Values
-from saboteur.levels.software.engine.groups import Group, batches
+from saboteur.levels.software.engine.groups import Group
 from saboteur.outcomes.recorder import Recorder
 
 _BATCHES_TOGETHER = 8
@@ -36,7 +36,7 @@ class Replay:
 
     def add(self, group: Group, number: NDArray[np.int64], row: NDArray[np.int64]) -> None:
         """Take in pairs: the number of the trial in its group, and the input counted from the chunk's first."""
-        most = _BATCHES_TOGETHER * self._chunk.batch_size
+        most = _BATCHES_TOGETHER * self._chunk.batching.size
         order = np.argsort(number, kind="stable")
         for first in range(0, len(order), most):
             part = order[first : first + most]
@@ -67,15 +67,14 @@ class Replay:
         """The results of node ``until`` when some before it are ``changed``: [pairs, ...]."""
         if until in changed:
             return changed[until]
-        parts, order = [], []
-        for chosen, rows in batches(row, self._chunk.batch_size):
-            place = row[chosen] % self._chunk.batch_size
-            filled = np.full(len(rows), chosen[0])
-            filled[place] = chosen
-            values = {index: value[torch.from_numpy(filled)] for index, value in changed.items()}
-            parts.append(_result(self._chunk.graph, self._chunk, torch.from_numpy(rows), values, until)[torch.from_numpy(place)])
-            order.append(chosen)
-        return torch.cat(parts)[torch.from_numpy(np.argsort(np.concatenate(order)))]
+        results, order = [], []
+        for part in self._chunk.batching.parts(row):
+            filled = torch.from_numpy(part.filled)
+            values = {index: value[filled] for index, value in changed.items()}
+            result = _result(self._chunk.graph, self._chunk, torch.from_numpy(row)[filled], values, until)
+            results.append(result[torch.from_numpy(part.place)])
+            order.append(part.chosen)
+        return torch.cat(results)[torch.from_numpy(np.argsort(np.concatenate(order)))]
 
 
 def _result(graph: Graph, chunk: Chunk, rows: Tensor, changed: Values, until: int) -> Tensor:

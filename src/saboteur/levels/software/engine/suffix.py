@@ -15,9 +15,13 @@ from saboteur.levels.software.engine.bounds import Gains
 from saboteur.levels.software.engine.golden import Chunk
 from saboteur.levels.software.engine.graph import Graph, Values
 from saboteur.levels.software.engine.operators import Adding, Mixing, Operator, Pointwise
+from saboteur.levels.software.engine.patches import Patch, cut_out, window_after
 
 _LEAST_DEVIATION = 2.0**-21
 """Deviations below this share of a result are rounding; where they could not be bounded, none is measured."""
+
+_LARGEST_PATCH = 0.5
+"""A patch beyond this share of its map is treated as a whole map."""
 
 _CACHED_BYTES = 2**19
 """Temporary values up to this size stay in a core's own cache."""
@@ -50,15 +54,16 @@ class Stage:
         padding, stride, dilation = list(op.padding), list(op.stride), list(op.dilation)
         return torch.ops.mkldnn._reorder_convolution_weight(op.weight, padding, stride, dilation, 1, [])
 
-    def run(self, x: Tensor, other: Tensor | None = None) -> Tensor:
-        """The result of a layer stage for its inputs."""
+    def run(self, x: Tensor, other: Tensor | None = None, *, padded: bool = False) -> Tensor:
+        """The result of a layer stage for its inputs; ``padded`` if ``x`` comes with its padding around it."""
         op = self.mixing
+        padding = (0,) * len(op.padding) if padded else op.padding
         if self._packed is None:
-            result = op.run(x)
+            result = op.run(x, padding)
             result = result if other is None else result.add_(other)
             return result.relu_() if self.rectified else result
         x = x.contiguous(memory_format=torch.channels_last)
-        settings = list(op.padding), list(op.stride), list(op.dilation), 1
+        settings = list(padding), list(op.stride), list(op.dilation), 1
         activation = "relu" if self.rectified else None
         convolution = torch.ops.mkldnn._convolution_pointwise
         if other is None:
@@ -128,11 +133,14 @@ class Pairs:
     def keep(self, chosen: Tensor) -> None:
         """Let go of the others."""
         self.trial, self.row, self.growth = self.trial[chosen], self.row[chosen], self.growth[chosen]
-        self.values = {index: value[chosen] for index, value in self.values.items() if isinstance(value, Tensor)}
+        kept = {index: value for index, value in self.values.items() if isinstance(value, Tensor | Patch)}
+        self.values = {index: value[chosen] for index, value in kept.items()}
 
     def value(self, graph: Graph, index: int) -> Any:
         """The result of a node: deviating, or fault-free."""
         if index in self.values:
+            if isinstance(self.values[index], Patch):
+                self.values[index] = self._whole(index)
             return self.values[index]
         if not graph.varies[index]:
             return self.chunk.constants[index]
@@ -141,6 +149,21 @@ class Pairs:
             return self.values[index]
         node = graph.nodes[index]
         return graph.call(node, {source: self.value(graph, source) for source in node.inputs})
+
+    def _whole(self, index: int) -> Tensor:
+        value, origin = self.chunk.rows(index)[self.row], torch.zeros_like(self.row)
+        self.values[index].paste(value.permute(0, 2, 3, 1), origin, origin)
+        return value
+
+    def window(
+        self, index: int, top: Tensor, left: Tensor, size: tuple[int, int], padding: tuple[int, int] = (0, 0)
+    ) -> Tensor:
+        """A part of the result of a node, channels last; it may begin up to ``padding`` before the map."""
+        maps = self.chunk.padded(index, padding)
+        windows = cut_out(maps, self.row, top + padding[0], left + padding[1], size)
+        if index in self.values:
+            self.values[index].paste(windows, top, left)
+        return windows
 
 
 Decide = Callable[[Pairs, Tensor, Tensor], Tensor | None]
@@ -192,29 +215,70 @@ class Suffix:
                 pairs.values[stage.index] = self._result(stage, pairs)
             needed = self.needed_after(place)
             pairs.values = {index: value for index, value in pairs.values.items() if index in needed}
-            if stage.index in self.cuts:
+            if stage.index in self.cuts and stage.index in pairs.chunk.values:  # a tuple has no one deviation
                 self._decide(stage.index, pairs, decide)
                 if not len(pairs):
                     break
-        return pairs.values[self.graph.output] if len(pairs) else torch.empty(0)
+        return pairs.value(self.graph, self.graph.output) if len(pairs) else torch.empty(0)
 
     def _decide(self, cut: int, pairs: Pairs, decide: Decide) -> None:
-        if not pairs.values[cut].is_floating_point():
+        value = pairs.values[cut]
+        if isinstance(value, Tensor) and not value.is_floating_point():
             return
         usual = pairs.chunk.whole_norms(cut)[pairs.row]
-        if self._gains.whole[cut] * float(usual.max()) * _LEAST_DEVIATION > pairs.largest_radius:
-            size = torch.linalg.vector_norm(_channels_last(pairs.values[cut]).flatten(1), dim=1).double().cpu()
+        if isinstance(value, Patch):
+            before = cut_out(pairs.chunk.padded(cut, (0, 0)), pairs.row, value.top, value.left, value.size)
+            size = torch.linalg.vector_norm((value.values - before).flatten(1), dim=1).double().cpu()
+            bound = torch.where(size == 0, 0.0, size * self._gains.whole[cut])
+        elif self._gains.whole[cut] * float(usual.max()) * _LEAST_DEVIATION > pairs.largest_radius:
+            size = torch.linalg.vector_norm(_channels_last(value).flatten(1), dim=1).double().cpu()
             bound = torch.full_like(size, math.inf)
         else:
-            size = _distances(pairs.values[cut], pairs.chunk.rows(cut), pairs.row)
+            size = _distances(value, pairs.chunk.rows(cut), pairs.row)
             bound = torch.where(size == 0, 0.0, size * self._gains.whole[cut])
         decide(pairs, bound, size / usual)
 
     def _result(self, stage: Stage, pairs: Pairs) -> Any:
+        patch = self._patch(stage, pairs)
+        if patch is not None:
+            return patch
         inputs = [pairs.value(self.graph, source) for source in stage.inputs]
         if stage.mixing is not None:
             return stage.run(*inputs)
         return self.graph.call(self.graph.nodes[stage.index], dict(zip(stage.inputs, inputs, strict=True)))
+
+    def _patch(self, stage: Stage, pairs: Pairs) -> Patch | None:
+        """The result of a convolution stage where only a patch of its input deviates, if it stays small."""
+        op = stage.mixing
+        given = [pairs.values.get(source) for source in stage.inputs]
+        whole = any(
+            source in self.dirty and not isinstance(x, Patch) for source, x in zip(stage.inputs, given, strict=True)
+        )
+        if op is None or not op.spatial or whole or not isinstance(given[0], Patch):
+            return None
+        x = given[0]
+        sides = pairs.chunk.result(stage.before).shape[2:]
+        axes = zip(op.weight.shape[2:], op.stride, op.padding, op.dilation, sides, strict=True)
+        (top, height), (left, width) = (
+            window_after(first, length, *axis)
+            for first, length, axis in zip((x.top, x.left), x.size, axes, strict=True)
+        )
+        size = (height, width)
+        if height * width > _LARGEST_PATCH * sides[0] * sides[1]:
+            return None
+        if any(isinstance(other, Patch) and not other.inside(top, left, size) for other in given[1:]):
+            return None
+        read = [
+            (count - 1) * stride + dilation * (kernel - 1) + 1
+            for count, stride, dilation, kernel in zip(size, op.stride, op.dilation, op.weight.shape[2:], strict=True)
+        ]
+        above, before = (
+            first * stride - pad for first, stride, pad in zip((top, left), op.stride, op.padding, strict=True)
+        )
+        windows = pairs.window(stage.inputs[0], above, before, (read[0], read[1]), op.padding).permute(0, 3, 1, 2)
+        others = [pairs.window(source, top, left, size).permute(0, 3, 1, 2) for source in stage.inputs[1:]]
+        result = stage.run(windows, *others, padded=True).permute(0, 2, 3, 1)
+        return Patch(result.contiguous(), top, left)
 
 
 def _distances(values: Tensor, fault_free: Tensor, row: Tensor) -> Tensor:
