@@ -8,7 +8,7 @@ inside of a slice. Nodes are ordered so that each runs after those that it reads
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
@@ -437,14 +437,17 @@ class Module:
                     depends[cell] |= depends[i]
         return depends
 
+    def memory_bits(self) -> list[Bit]:
+        """The bits that ports of memories read: addresses, data, enables."""
+        bits = [bit for memory in self.memories for address, _ in memory.reads for bit in address]
+        return bits + [bit for memory in self.memories for port in memory.writes for part in port for bit in part]
+
     def _exposed(self) -> list[int]:
         """Cells whose output leaves the module's own logic."""
         leaving: list[Bit] = [bit for direction, bits in self.ports.values() if direction == "output" for bit in bits]
         for _, connections in self.children.values():
             leaving += [bit for bits in connections.values() for bit in bits]
-        for memory in self.memories:
-            leaving += [bit for address, _ in memory.reads for bit in address]
-            leaving += [bit for port in memory.writes for bits in port for bit in bits]
+        leaving += self.memory_bits()
         drivers = [self.drivers.get(bit, ("none",)) for bit in leaving]
         return list(dict.fromkeys(driver[1] for driver in drivers if driver[0] in ("cell", "state")))
 
@@ -567,6 +570,16 @@ class Design:
             else:
                 break
 
+    def instances(self) -> Iterator[tuple[str, Module]]:
+        """The path and the module of every instance; the top module's path is empty."""
+        for path, (module, _, _) in self._instances.items():
+            yield path, module
+
+    def output_bits(self) -> list[Bit]:
+        """The bits of the top module's outputs."""
+        ports = self.modules[self.netlist.top].ports.values()
+        return [bit for direction, bits in ports if direction == "output" for bit in bits]
+
     def _walk(self, path: str, module: str, parent: str | None, name: str) -> None:
         self._instances[path] = (self.modules[module], parent, name)
         for child, (kind, _) in self.modules[module].children.items():
@@ -626,7 +639,7 @@ class Design:
             words += [bits for memory in module.memories for address, _ in memory.reads for bits in [address]]
             words += [bits for memory in module.memories for port in memory.writes for bits in port]
             for bits in words:
-                origins = [self._origin(path, bit) for bit in bits]
+                origins = [self.origin(path, bit) for bit in bits]
                 if origins and all(o and o[0] == "port" and o[1] == origins[0][1] for o in origins):
                     wanted[origins[0][1]].add((origins[0][2], len(bits)))
         self.inputs: dict[str, Pieces] = {}
@@ -643,7 +656,7 @@ class Design:
                     self._input_slot[port, i] = (len(self.slots), i - low)
                 self.slots.append(Slot(name, "", high - low, "input"))
 
-    def _origin(self, path: str, bit: Bit) -> tuple | None:
+    def origin(self, path: str, bit: Bit) -> tuple | None:
         """The driver of a bit: ``("port", name, i)`` of the design, or ``(path, …)`` of an instance; None: constant."""
         while True:
             module, parent, name = self._instances[path]
@@ -667,7 +680,7 @@ class Design:
     def _resolve(self, path: str, bit: Bit) -> tuple[int, int]:
         """(slot, position) of a bit, or (−1, its constant value)."""
         if (path, bit) not in self._resolved:
-            origin = self._origin(path, bit)
+            origin = self.origin(path, bit)
             if origin is None or origin[0] == "constant":
                 found = (-1, 0 if origin is None else 1)
             elif origin[0] == "port" and len(origin) == 3:
@@ -730,7 +743,7 @@ class Design:
         found: dict[tuple[str, int], str] = {}
         for path, (module, _, _) in self._instances.items():
             for (bit, rising), where in module.clocks.items():
-                origin = self._origin(path, bit)
+                origin = self.origin(path, bit)
                 if origin is None or origin[0] != "port":
                     name = module.name_of([bit])
                     raise TargetError(

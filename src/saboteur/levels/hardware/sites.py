@@ -55,10 +55,30 @@ class Sites:
 
     def __init__(self, simulator: Simulator):
         self._simulator, self._design = simulator, simulator.design
+        self._keys: dict[str, list[tuple]] = {"nets": [], "pins": []}
 
     def groups(self, kind: Kind) -> dict[str, Group]:
         """The groups of one kind by name, in order of the design."""
         return {group.name: group for group in self._all[kind]}
+
+    def lines(self) -> dict[tuple, tuple[NDArray, str]]:
+        """At gate level, the place and the name of every line: ``(instance, cell, port)``, inputs ``(None, port, bit)``."""
+        found: dict[tuple, tuple[NDArray, str]] = {}
+        for port, pieces in self._design.inputs.items():
+            for slot, _, bits, low in pieces:
+                for k in range(bits):
+                    found[None, port, low + k] = (_places("slot", [slot])[0], self._design.slots[slot].name)
+        for kind in ("nets", "pins"):
+            for group, keys in zip(self._all[kind], self._keys[kind], strict=True):
+                found |= {key: (group.places[k], group.names[k]) for k, key in enumerate(keys)}
+        for node in self._design.nodes:
+            if isinstance(node, Node):
+                for slot in node.writes:
+                    if self._design.slots[slot].kind == "state":
+                        cell = node.slice.writes[node.writes.index(slot)][1]
+                        place = _places("slot", [slot])[0]
+                        found[node.instance, cell, "Q"] = (place, self._design.slots[slot].name)
+        return found
 
     @cached_property
     def _all(self) -> dict[str, list[Group]]:
@@ -93,7 +113,7 @@ class Sites:
 
     def _hooks(self, kind: Kind) -> Iterator[Group]:
         compiled = self._simulator.compiled
-        found: dict[tuple[str, int], list[tuple[int, int, str]]] = {}
+        found: dict[tuple[str, int], list[tuple[int, int, str, tuple]]] = {}
         for n, node in enumerate(self._design.nodes):
             if not isinstance(node, Node):
                 continue
@@ -104,9 +124,12 @@ class Sites:
                     known = module.names.get(cell.output[0])
                     named = kind == "nets" and known is not None and not known[0].startswith("$")
                     name = module.name_of(cell.output) if named else f"{plain(cell.name)}.{site.port}"
-                    found.setdefault((node.instance, site.width), []).append((n, site.offset, name))
+                    found.setdefault((node.instance, site.width), []).append(
+                        (n, site.offset, name, (node.instance, site.cell, site.port))
+                    )
         for (instance, width), sites in found.items():
-            nodes, offsets, names = zip(*sites, strict=True)
+            nodes, offsets, names, keys = zip(*sites, strict=True)
+            self._keys[kind].append(keys)
             places = _places("hook", nodes)
             places["offset"], places["size"] = offsets, slot_bytes(width, self._design.level)
             where = instance or plain(self._design.netlist.top)
