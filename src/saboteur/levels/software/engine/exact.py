@@ -36,11 +36,11 @@ from saboteur.outcomes.recorder import Recorder
 
 log = logging.getLogger(__name__)
 
-_TOGETHER = 128
+_TOGETHER = 64
 """Pairs in one pass; more no longer fit the CPU's caches."""
 
-_PLACED_TOGETHER = 2**16
-"""Pairs whose first deviation, of some kilobytes each, is worked out together."""
+_DEVIATIONS_TOGETHER = 2**22
+"""Values of first deviations that are worked out together."""
 
 _SORTED_TOGETHER = 2**18
 """Pairs that are sorted together by bounds."""
@@ -242,7 +242,9 @@ class _Block:
         self.group = group
         self.recorder = recorder
         self.radius = torch.from_numpy(recorder.radius[chunk.inputs.start : chunk.inputs.stop])
+        self.largest_radius = float(self.radius.max())
         self.narrow = engine.narrow(group.start)
+        self.proved: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def run(self) -> None:
         """Record every awaited pair."""
@@ -253,10 +255,12 @@ class _Block:
             number, row = self._acting(number + first, row)
             if self.radius.any():
                 number, row = self._not_bounded_at_once(number, row)
-                for place in range(0, len(number), _PLACED_TOGETHER):
-                    self._simulate(number[place : place + _PLACED_TOGETHER], row[place : place + _PLACED_TOGETHER])
+                some = max(1, _DEVIATIONS_TOGETHER // self.group.positions(self.chunk))
+                for place in range(0, len(number), some):
+                    self._simulate(number[place : place + some], row[place : place + some])
             else:
                 self.replay.add(self.group, number, row)
+            self._hand_in_bounded()
 
     def _inputs(self, row: NDArray[np.int64]) -> NDArray[np.int64]:
         return row + self.chunk.inputs.start
@@ -289,7 +293,7 @@ class _Block:
             deviations = {index: value[kept] for index, value in deviations.items()}
         for first in range(0, len(pairs), together):
             some = torch.arange(first, min(first + together, len(pairs)))
-            part = Pairs(chunk, pairs.trial[some], pairs.row[some], {}, pairs.growth[some], float(self.radius.max()))
+            part = Pairs(chunk, pairs.trial[some], pairs.row[some], {}, pairs.growth[some], self.largest_radius)
             moved = {index: value[some] for index, value in deviations.items()}
             outputs = self.narrow.run(part, source.take(some), moved, self._decide)
             if len(part):
@@ -301,13 +305,19 @@ class _Block:
         bound = deviation + self.error * (1 + pairs.growth)
         proved = bound < self.radius[pairs.row]
         lost = ~proved & ~(pairs.growth < _MOST_GROWTH)
-        number, row = pairs.trial[proved].numpy(), pairs.row[proved].numpy()
-        self.recorder.bounded(self.group.trial[number], self._inputs(row), bound[proved].numpy())
-        self._put_off(pairs, lost)
-        if not bool((proved | lost).any()):
+        kept = ~(proved | lost)
+        if bool(kept.all()):
             return None
-        pairs.keep(~(proved | lost))
-        return ~(proved | lost)
+        self.proved.append((pairs.trial[proved], pairs.row[proved], bound[proved]))
+        self._put_off(pairs, lost)
+        pairs.keep(kept)
+        return kept
+
+    def _hand_in_bounded(self) -> None:
+        if self.proved:
+            number, row, bound = (torch.cat(part).numpy() for part in zip(*self.proved, strict=True))
+            self.recorder.bounded(self.group.trial[number], self._inputs(row), bound)
+            self.proved.clear()
 
     def _put_off(self, pairs: Pairs, chosen: Tensor) -> None:
         if bool(chosen.any()):
@@ -315,6 +325,7 @@ class _Block:
 
     def _judge(self, pairs: Pairs, outputs: Tensor) -> None:
         """Record outputs that rounding cannot bring to another verdict."""
+        outputs = outputs.cpu()
         finite = torch.isfinite(outputs.reshape(len(outputs), -1)).all(dim=1)
         inputs = self._inputs(pairs.row.numpy())
         slack = np.zeros(len(outputs))

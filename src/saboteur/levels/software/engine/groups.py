@@ -44,6 +44,10 @@ class Group(ABC):
         """Which channel deviates."""
 
     @abstractmethod
+    def positions(self, chunk: Chunk) -> int:
+        """How many values of the first deviation each pair has."""
+
+    @abstractmethod
     def source(self, chunk: Chunk, number: NDArray[np.int64], row: NDArray[np.int64]) -> Source:
         """The first deviation."""
 
@@ -119,6 +123,10 @@ class WeightGroup(Group):
         with np.errstate(all="ignore"):
             return np.abs(self.change[number].astype(np.float64)) * norms
 
+    def positions(self, chunk: Chunk) -> int:
+        """The positions of a channel, or of what it reads, whichever are more."""
+        return max(int(np.prod(chunk.result(node).shape[2:])) for node in (self.op.index, self.op.inputs[0]))
+
     def source(self, chunk: Chunk, number: NDArray[np.int64], row: NDArray[np.int64]) -> Source:
         """Δw times what the weight reads."""
         out, channel, tap = (torch.from_numpy(part[number]) for part in self._place)
@@ -165,7 +173,7 @@ class SignalGroup(Group):
     drawn: NDArray[np.uint64]
 
     @cached_property
-    def _positions(self) -> int:
+    def _in_channel(self) -> int:
         return int(np.prod(self.site.value_shape[1:]))
 
     def _words(
@@ -187,7 +195,7 @@ class SignalGroup(Group):
 
     def channel(self, number: NDArray[np.int64]) -> NDArray[np.int64]:
         """The channel that the value lies in."""
-        return self.element[number] // self._positions
+        return self.element[number] // self._in_channel
 
     def _change(self, chunk: Chunk, number: NDArray[np.int64], row: NDArray[np.int64]) -> Tensor:
         like = chunk.result(self.start)
@@ -198,9 +206,13 @@ class SignalGroup(Group):
         """|Δ|."""
         return self._change(chunk, number, row).abs().double().cpu().numpy()
 
+    def positions(self, chunk: Chunk) -> int:
+        """One, with some room for the words on the way."""
+        return 16
+
     def source(self, chunk: Chunk, number: NDArray[np.int64], row: NDArray[np.int64]) -> Source:
         """Δ at one position."""
-        channel, position = np.divmod(self.element[number], self._positions)
+        channel, position = np.divmod(self.element[number], self._in_channel)
         deviation = self._change(chunk, number, row)[:, None]
         return Source(torch.from_numpy(channel), torch.from_numpy(position), deviation)
 

@@ -145,7 +145,7 @@ class Narrow:
         if source.position is None:
             return value
         positions = chunk.result(index)[0, 0].numel()
-        return value.new_zeros(len(value), positions).scatter_(1, source.position[:, None], value)
+        return value.new_zeros(len(value), positions).scatter_(1, source.position[:, None].to(value.device), value)
 
     def _step(
         self, op: Operator, chunk: Chunk, row: Tensor, source: Source, deviations: Mapping[int, Tensor]
@@ -172,7 +172,7 @@ def reads(op: Mixing, planes: Tensor, tap: Tensor) -> Tensor:
     rows, columns = (torch.arange(size, device=planes.device) for size in sizes)
     positions = (rows[:, None] * down * width + columns * right).reshape(-1)
     offset = tap // op.weight.shape[3] * op.dilation[0] * width + tap % op.weight.shape[3] * op.dilation[1]
-    return padded.reshape(len(planes), -1).gather(1, positions + offset[:, None])
+    return padded.reshape(len(planes), -1).gather(1, positions + offset[:, None].to(planes.device))
 
 
 def _fault_free(chunk: Chunk, index: int, row: Tensor, source: Source) -> Tensor:

@@ -37,11 +37,11 @@ class Patch:
 
     def paste(self, windows: Tensor, top: Tensor, left: Tensor) -> None:
         """Overwrite what it covers of ``windows`` [pairs, height, width, channels] that begin at ``top``, ``left``."""
-        rows = (self.top - top)[:, None] + torch.arange(self.size[0], device=windows.device)
-        columns = (self.left - left)[:, None] + torch.arange(self.size[1], device=windows.device)
+        rows = (self.top - top)[:, None] + torch.arange(self.size[0])
+        columns = (self.left - left)[:, None] + torch.arange(self.size[1])
         height, width = windows.shape[1:3]
         valid = ((rows >= 0) & (rows < height))[:, :, None] & ((columns >= 0) & (columns < width))[:, None]
-        first = torch.arange(len(windows), device=windows.device)[:, None] * height
+        first = torch.arange(len(windows))[:, None] * height
         place = ((first + rows) * width)[:, :, None] + columns[:, None]
         windows.view(-1, windows.shape[3])[place[valid]] = self.values[valid]
 
@@ -49,10 +49,10 @@ class Patch:
 def cut_out(maps: Tensor, row: Tensor, top: Tensor, left: Tensor, size: tuple[int, int]) -> Tensor:
     """Windows [pairs, *size, channels] of ``maps`` [inputs, height, width, channels], which must be contiguous."""
     height, width, channels = maps.shape[1:]
-    rows = (row * height + top)[:, None] + torch.arange(size[0], device=maps.device)
-    columns = left[:, None] + torch.arange(size[1], device=maps.device)
+    rows = (row * height + top)[:, None] + torch.arange(size[0])
+    columns = left[:, None] + torch.arange(size[1])
     place = (rows * width)[:, :, None] + columns[:, None]
-    return maps.view(-1, channels).index_select(0, place.reshape(-1)).view(len(row), *size, channels)
+    return maps.view(-1, channels).index_select(0, place.reshape(-1).to(maps.device)).view(len(row), *size, channels)
 
 
 def window_after(
