@@ -184,7 +184,7 @@ def _in_words(fault: dict[str, Any], number_format: str) -> str:
 def _inferences(observed: dict[str, Any]) -> str:
     if observed.get("invalid"):
         return f"invalid: {observed['invalid']}"
-    kinds = ("identical", "bounded", "nonfinite", "crash", "hang", "detected")
+    kinds = ("identical", "bounded", "screened", "nonfinite", "crash", "hang", "detected")
     met = {name: observed[name] for name in kinds if observed.get(name)}
     met["moved"] = observed["inferences"] - sum(met.values())
     words = f"{number(observed['inferences'])}: " + ", ".join(f"{number(n)} {name}" for name, n in met.items() if n)

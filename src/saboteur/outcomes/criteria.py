@@ -18,6 +18,8 @@ from saboteur.errors import TargetError
 from saboteur.extensions import Part, described, extensible
 from saboteur.outcomes.golden import Golden, confidence
 
+_CONFIDENCE_ROUNDING = 1e-14
+
 _SHRINK = 1 - 1e-6
 
 
@@ -179,18 +181,18 @@ class ConfidenceChange(InferenceCriterion):
         """Up to where either limit cannot be reached.
 
         With confidence c = 1 / (1 + S), logits that move by at most d leave it between 1 / (1 + S·exp(2d)) and
-        1 / (1 + S·exp(−2d)), whichever class then leads.
+        1 / (1 + S·exp(−2d)), whichever class then leads. It falls by the share a where exp(2d) = 1 + a / ((1 − a)
+        (1 − c)) and rises by it where exp(2d) = 1 + a / (1 − c − a c). The share is taken smaller than it is by what
+        rounding can add to a confidence.
         """
-        share, before = self.percent / 100, golden.confidence
+        share, before = max(self.percent / 100 - _CONFIDENCE_ROUNDING, 0.0), golden.confidence
         if golden.kind != "logits":
             return _SHRINK * share * before
-        rest = np.maximum((1 - before) / before, 1e-12)
-        falls = rises = np.full(golden.inputs, np.inf)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            if share < 1:
-                falls = (1 / (before * (1 - share)) - 1) / rest
-            rises = np.where(before * (1 + share) < 1, rest / (1 / (before * (1 + share)) - 1), np.inf)
-        return _SHRINK * np.maximum(0.0, np.log(np.minimum(falls, rises)) / 2 - 1e-12)
+        rest = 1 - before + _CONFIDENCE_ROUNDING
+        falls = share / ((1 - share) * rest) if share < 1 else np.full(golden.inputs, np.inf)
+        room = rest - share * before
+        rises = np.where(room > 0, share / np.where(room > 0, room, 1.0), np.inf)
+        return _SHRINK * np.log1p(np.minimum(falls, rises)) / 2
 
     def slack(self, golden: Golden, inputs: NDArray[np.int64], outputs: NDArray) -> NDArray[np.float64]:
         """The distance to either limit; for logits moved by at most d, confidence changes by at most exp(±2d)."""

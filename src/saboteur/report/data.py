@@ -515,6 +515,12 @@ def _verdict(results: Results, strata: Counts, progress: Progress) -> Verdict:
         note = "The whole interval lies at or below the limit."
     elif judged[0] == "not met":
         note = "The whole interval lies above the limit."
+    elif estimate.high <= requirement.at_most:
+        note = (
+            "The whole interval lies at or below the limit, but the audit does not yet bound the wrong predictions at "
+            f"the {given(results.campaign.allowed_wrong_rate)} that the campaign allows; more faults, a higher "
+            "audit_rate or engine: exact would."
+        )
     else:
         note = "The limit lies inside the interval, so the faults injected so far decide neither way. "
         note += _what_would_decide(estimate, requirement.at_most)
