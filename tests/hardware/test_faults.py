@@ -132,11 +132,11 @@ def test_faulty_gates_equal_icarus(name: str, tmp_path: Path) -> None:
     text, where = as_verilog(design.netlist)
     source = tmp_path / "gates.v"
     source.write_text(text)
-    groups = Sites(simulator)._all
+    groups = Sites(simulator)
     sites = [
         (place, name_, node)
         for kind in ("nets", "pins")
-        for group in groups[kind]
+        for group in groups.groups(kind).values()
         for place, name_ in zip(group.places, group.names, strict=True)
         for node in [design.nodes[place["place"]]]
     ]

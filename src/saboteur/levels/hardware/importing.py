@@ -124,6 +124,19 @@ def from_json(design: Mapping[str, Any] | Path | str, top: str | None = None, le
     return Netlist(used, found, level)
 
 
+def write_verilog(netlist: Netlist, path: Path | str) -> None:
+    """Write the netlist as Verilog for other simulators; cells become expressions, names stay.
+
+    Raises:
+        TargetError: when Yosys is missing or fails.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        given = Path(folder, "netlist.json")
+        given.write_text(json.dumps({"modules": netlist.modules}))
+        script = ["read_json given.json", f"write_verilog -noattr {Path(path).resolve()}"]
+        _run_yosys(script, {"given.json": given})
+
+
 def _mapping(level: Level) -> list[str]:
     passes = ["proc -noopt", "opt_expr", "opt_clean", "async2sync", "dffunmap", "memory_collect", "bmuxmap", "demuxmap"]
     if level == "word":

@@ -22,7 +22,7 @@ from saboteur.levels.hardware.spec import HardwareTarget, OutputPort
 from saboteur.levels.hardware.testbench import Observation, Observed, read_hex, read_stimulus, stimulus_of
 
 _DEFAULT_INPUTS = 4
-_TILE_DEPTH = 16
+_TILE_DEPTH = 128
 _TILE_SEED = 1
 
 

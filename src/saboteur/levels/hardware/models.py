@@ -123,3 +123,18 @@ def masks(
     if (model.corrupt(probe, variant, drawn, fmt) != (probe & a) ^ x).any():
         raise FaultError(f"model: {model.kind} does not act bit by bit; words of logic have no magnitude")
     return a, x, 0
+
+
+_TABLE_VARIANTS = 4096
+
+
+def mask_table(model: FaultModel, bits: int) -> tuple[NDArray[np.uint64], NDArray[np.uint64], int] | None:
+    """:func:`masks` of every variant, where nothing in them is drawn and there are few; else None."""
+    count = model.variants(bits)
+    if count > _TABLE_VARIANTS:
+        return None
+    variants = np.arange(count)
+    drawn = np.arange(count, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    table, other = (masks(model, variants, words, bits) for words in (drawn, ~drawn))
+    same = all(np.array_equal(one, two) for one, two in zip(table, other, strict=True))
+    return table if same else None

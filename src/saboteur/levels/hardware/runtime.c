@@ -10,6 +10,9 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#ifdef __AVX512BW__
+#include <immintrin.h>
+#endif
 
 #if GATE
 #define LANES 512
@@ -124,10 +127,26 @@ static inline void fill(char *v, int bytes, u64 x) {
 #undef DO
 }
 static inline int compare(const char *v, int bytes, u64 golden, u64 *mask) {
+#ifdef __AVX512BW__
+    u64 m = 0;
+    switch (bytes) {
+    case 1: m = _mm512_cmpneq_epi8_mask(_mm512_load_si512(v), _mm512_set1_epi8((char)golden)); break;
+    case 2: for (int i = 0; i < 2; i++)
+        m |= (u64)_mm512_cmpneq_epi16_mask(_mm512_load_si512(v + 64 * i), _mm512_set1_epi16((short)golden)) << 32 * i;
+        break;
+    case 4: for (int i = 0; i < 4; i++)
+        m |= (u64)_mm512_cmpneq_epi32_mask(_mm512_load_si512(v + 64 * i), _mm512_set1_epi32((int)golden)) << 16 * i;
+        break;
+    default: for (int i = 0; i < 8; i++)
+        m |= (u64)_mm512_cmpneq_epi64_mask(_mm512_load_si512(v + 64 * i), _mm512_set1_epi64((int64_t)golden)) << 8 * i;
+    }
+    *mask = m;
+#else
 #define DO(T) { T d = 0; for (int l = 0; l < LANES; l++) d |= ((const T *)v)[l] ^ (T)golden; \
     u64 m = 0; if (d) for (int l = 0; l < LANES; l++) m |= (u64)(((const T *)v)[l] != (T)golden) << l; *mask = m; }
     BY_TYPE(bytes, DO)
 #undef DO
+#endif
     return *mask != 0;
 }
 static inline void restore(char *v, int bytes, u64 golden, const u64 *lanes) {

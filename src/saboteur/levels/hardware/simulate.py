@@ -184,17 +184,20 @@ class Simulator:
             if name not in ports or name == self.design.clock:
                 known = [port for port in ports if port != self.design.clock]
                 raise TargetError(f"stimulus: {name!r} is not an input of the design{near(name, known)}")
+        different, place = np.unique(runs, return_inverse=True)
         sizes = [slot_bytes(self.design.slots[slot].width, level) for slot in self._input_slots]
         at = dict(zip(self._input_slots.tolist(), np.cumsum([0, *sizes[:-1]]).tolist(), strict=True))
         lanes = np.zeros((stimulus.cycles, sum(sizes)), np.uint8)
         for name, given in stimulus.inputs.items():
-            words = np.asarray(given)[runs].T
+            words = np.asarray(given)[different].T
             for slot, _, bits, low in ports[name]:
                 part = (words >> low) & ((1 << bits) - 1)
-                if level == "gate":
-                    packed = np.packbits(part.astype(np.uint8), axis=1, bitorder="little")
+                lane = part.astype(np.uint8 if level == "gate" else f"u{lane_bytes(bits, level)}")
+                if len(different) > 1:
+                    lane = np.ascontiguousarray(lane[:, place])
                 else:
-                    packed = np.ascontiguousarray(part.astype(f"u{lane_bytes(bits, level)}")).view(np.uint8)
+                    lane = np.repeat(lane, len(runs), axis=1)
+                packed = np.packbits(lane, axis=1, bitorder="little") if level == "gate" else lane.view(np.uint8)
                 lanes[:, at[slot] : at[slot] + packed.shape[1]] = packed
         return lanes
 
@@ -246,9 +249,11 @@ class Simulator:
         cycles = stimulus.cycles
         slots = len(self.design.slots)
         trace = np.zeros((len(runs), cycles + 1, slots), self.golden_type) if keep else None
+        inputs = np.zeros(0, np.uint8)
         for first in range(0, len(runs), self.lanes):
-            chosen = runs[first : first + self.lanes]
-            inputs = self._inputs(stimulus, chosen)
+            chosen, before = runs[first : first + self.lanes], runs[max(first - self.lanes, 0) : first]
+            if not np.array_equal(chosen, before):
+                inputs = self._inputs(stimulus, chosen)
             memories = self.memories(stimulus, chosen)
             mine = rows[(rows["fault"] >= first) & (rows["fault"] < first + len(chosen))].copy()
             mine["fault"] -= first

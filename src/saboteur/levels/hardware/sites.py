@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -55,21 +54,32 @@ class Sites:
 
     def __init__(self, simulator: Simulator):
         self._simulator, self._design = simulator, simulator.design
+        self._found: dict[Kind, dict[str, Group]] = {}
         self._keys: dict[str, list[tuple]] = {"nets": [], "pins": []}
 
     def groups(self, kind: Kind) -> dict[str, Group]:
         """The groups of one kind by name, in order of the design."""
-        return {group.name: group for group in self._all[kind]}
+        if kind not in self._found:
+            build = {
+                "flip_flops": lambda: self._slots("state", "flip_flops"),
+                "inputs": lambda: self._slots("input", "inputs"),
+                "memories": self._memories,
+                "nets": lambda: self._hooks("nets"),
+                "pins": lambda: self._hooks("pins"),
+            }
+            self._found[kind] = {group.name: group for group in build[kind]()}
+        return self._found[kind]
 
     def lines(self) -> dict[tuple, tuple[NDArray, str]]:
-        """At gate level, the place and the name of every line: ``(instance, cell, port)``, inputs ``(None, port, bit)``."""
+        """At gate level, place and name of each line: ``(instance, cell, port)``, or ``(None, input port, bit)``."""
         found: dict[tuple, tuple[NDArray, str]] = {}
         for port, pieces in self._design.inputs.items():
             for slot, _, bits, low in pieces:
                 for k in range(bits):
                     found[None, port, low + k] = (_places("slot", [slot])[0], self._design.slots[slot].name)
-        for kind in ("nets", "pins"):
-            for group, keys in zip(self._all[kind], self._keys[kind], strict=True):
+        kinds: tuple[Kind, ...] = ("nets", "pins")
+        for kind in kinds:
+            for group, keys in zip(self.groups(kind).values(), self._keys[kind], strict=True):
                 found |= {key: (group.places[k], group.names[k]) for k, key in enumerate(keys)}
         for node in self._design.nodes:
             if isinstance(node, Node):
@@ -79,16 +89,6 @@ class Sites:
                         place = _places("slot", [slot])[0]
                         found[node.instance, cell, "Q"] = (place, self._design.slots[slot].name)
         return found
-
-    @cached_property
-    def _all(self) -> dict[str, list[Group]]:
-        return {
-            "flip_flops": list(self._slots("state", "flip_flops")),
-            "inputs": list(self._slots("input", "inputs")),
-            "memories": list(self._memories()),
-            "nets": list(self._hooks("nets")),
-            "pins": list(self._hooks("pins")),
-        }
 
     def _slots(self, of: str, kind: Kind) -> Iterator[Group]:
         registers: dict[tuple[str, str, int], list[tuple[int, int]]] = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cached_property
 from itertools import pairwise
@@ -16,12 +17,13 @@ from saboteur.campaign.target import FaultSpec, Resources, Target
 from saboteur.errors import FaultError, TargetError, near
 from saboteur.faults import draws
 from saboteur.faults.formats import NumberFormat
+from saboteur.faults.models import FaultModel
 from saboteur.faults.space import Faults, FaultSpace, Region
 from saboteur.levels.hardware.importing import Netlist
-from saboteur.levels.hardware.models import Bits, masks
-from saboteur.levels.hardware.netlist import Design
+from saboteur.levels.hardware.models import Bits, mask_table, masks
+from saboteur.levels.hardware.netlist import Design, Node
 from saboteur.levels.hardware.simulate import PLACES, ROW, WAYS, Simulator, Stimulus
-from saboteur.levels.hardware.sites import Group, Kind, Sites
+from saboteur.levels.hardware.sites import PLACE, Group, Kind, Sites
 from saboteur.levels.hardware.spec import HardwareFault, HardwareTarget
 from saboteur.levels.hardware.testbench import Answers, Observation, Observer
 from saboteur.outcomes.golden import Golden, OutputKind
@@ -31,6 +33,19 @@ _KINDS: tuple[Kind, ...] = ("flip_flops", "memories", "inputs", "nets", "pins")
 _CAPTURED_LANE = 211
 _POWER_ON_LANE = 212
 _TOP = "top"
+
+
+@dataclass(frozen=True)
+class _SpaceTable:
+    """A fault space as columns by region."""
+
+    places: NDArray
+    first: NDArray[np.int64]
+    transient: NDArray[np.bool_]
+    kinds: list[tuple[FaultModel, int]]
+    masks: list[tuple[NDArray[np.uint64], NDArray[np.uint64], int] | None]
+    kind_of: NDArray[np.int64]
+    captured: NDArray[np.float64]
 
 
 class DesignTarget(Target):
@@ -61,12 +76,14 @@ class DesignTarget(Target):
     ):
         if first_cycle >= stimulus.cycles:
             raise TargetError(f"first_cycle: {first_cycle} with {stimulus.cycles} cycles in a run")
-        self._netlist, self._stimulus, self._observation = netlist, stimulus, observation
+        self.netlist, self.stimulus, self._observation = netlist, stimulus, observation
         self._labels, self._answer, self._first = labels, answer, first_cycle
         self._resources = resources
         self.simulator = Simulator(Design(netlist))
         self.observer = Observer(self.simulator, observation, stimulus.cycles)
         self.sites = Sites(self.simulator)
+        self._captured: dict[Region, float] = {}
+        self._last_table: tuple[FaultSpace, _SpaceTable] | None = None
 
     @classmethod
     def from_spec(cls, spec: HardwareTarget, resources: Resources) -> DesignTarget:
@@ -85,13 +102,13 @@ class DesignTarget(Target):
     @cached_property
     def fingerprint(self) -> str:  # type: ignore[override]
         """A hash of the netlist, the stimulus, the labels and what is looked at."""
-        digest = hashlib.sha256(self._netlist.digest.encode())
+        digest = hashlib.sha256(self.netlist.digest.encode())
         observation = self._observation
         strobe = None if observation.strobe is None else observation.strobe.tobytes()
         settings = (observation.ports, observation.valid, strobe, observation.alarms, self._answer, self._first)
         digest.update(repr(settings).encode())
-        memories = self._stimulus.memories or {}
-        for name, values in (*sorted(self._stimulus.inputs.items()), *sorted(memories.items())):
+        memories = self.stimulus.memories or {}
+        for name, values in (*sorted(self.stimulus.inputs.items()), *sorted(memories.items())):
             content = repr(values.tolist()).encode() if values.dtype == object else values.tobytes()
             digest.update(f"{name}\x1f{values.dtype}\x1f{values.shape}\x1f".encode() + content)
         digest.update(b"" if self._labels is None else self._labels.tobytes())
@@ -113,13 +130,13 @@ class DesignTarget(Target):
             drawn = draws.words(_POWER_ON_LANE, np.arange(len(unknown)))
             for slot, word in zip(unknown, drawn.tolist(), strict=True):
                 initial[slot] = word & ((1 << self.simulator.design.slots[slot].width) - 1)
-            other = self._run(np.arange(self._stimulus.runs), initial)
+            other = self._run(np.arange(self.stimulus.runs), initial)
             if not np.array_equal(self.observer.golden(other), outputs):
                 self._explain_unknown(other)
-        return Golden(outputs, self._labels, self._answer, {"level": self._netlist.level, "engine": "compiled"})
+        return Golden(outputs, self._labels, self._answer, {"level": self.netlist.level, "engine": "compiled"})
 
     def _explain_unknown(self, other: NDArray) -> None:
-        trace = self._run(np.arange(self._stimulus.runs), None)
+        trace = self._run(np.arange(self.stimulus.runs), None)
         cycles = (trace[:, :-1][:, :, self.observer.slots] != other[:, :-1][:, :, self.observer.slots]).any(axis=0)
         cycle, column = np.argwhere(cycles)[0]
         name = self.simulator.design.slots[int(self.observer.slots[column])].name
@@ -129,21 +146,21 @@ class DesignTarget(Target):
         )
 
     def _run(self, runs: NDArray[np.int64], initial: NDArray | None) -> NDArray:
-        trace = self.simulator.run(self._stimulus, runs, initial=initial)
+        trace = self.simulator.run(self.stimulus, runs, initial=initial)
         assert trace is not None
         return trace
 
     @cached_property
     def _trace_bytes(self) -> int:
         row = len(self.simulator.design.slots) * self.simulator.golden_type.itemsize
-        return row * (self._stimulus.cycles + 1)
+        return row * (self.stimulus.cycles + 1)
 
     @cached_property
     def _answers(self) -> NDArray[np.int64]:
         parts = []
         step = max(1, min(self.simulator.lanes, self._resources.memory_bytes // (4 * self._trace_bytes)))
-        for first in range(0, self._stimulus.runs, step):
-            runs = np.arange(first, min(first + step, self._stimulus.runs))
+        for first in range(0, self.stimulus.runs, step):
+            runs = np.arange(first, min(first + step, self.stimulus.runs))
             trace = self._run(runs, None)
             self._keep(runs, trace)
             parts.append(self.observer.golden(trace))
@@ -171,7 +188,6 @@ class DesignTarget(Target):
     def space(self, specs: Sequence[FaultSpec]) -> FaultSpace:
         """Every fault that ``specs`` describe."""
         regions: dict[tuple, Region] = {}
-        self._captured: dict[Region, float] = getattr(self, "_captured", {})
         for spec in specs:
             if not isinstance(spec, HardwareFault):
                 raise FaultError(f"faults: a {type(spec).__name__} is not a fault of the hardware level")
@@ -186,7 +202,7 @@ class DesignTarget(Target):
                     format=Bits(group.width),
                     model=spec.model,
                     duration=spec.duration,
-                    steps=self._stimulus.cycles - self._first if spec.duration == "transient" else 1,
+                    steps=self.stimulus.cycles - self._first if spec.duration == "transient" else 1,
                     activity=spec.activity,
                 )
                 regions.setdefault((group.name, spec.model, spec.duration, spec.activity), region)
@@ -224,7 +240,7 @@ class DesignTarget(Target):
         group = self._group(region)
         if group.kind != "memories":
             return super().stored(region)
-        given = (self._stimulus.memories or {}).get(group.name)
+        given = (self.stimulus.memories or {}).get(group.name)
         if given is not None and np.ndim(given) == 2:
             raise TargetError(f"{region.site}: its contents differ from run to run")
         memory = self.simulator.design.memories[int(group.places["place"][0])]
@@ -246,27 +262,49 @@ class DesignTarget(Target):
         Raises:
             FaultError: when a model does not act bit by bit.
         """
+        table = self._table(space)
         rows = np.zeros(len(faults.trial), ROW)
         rows["fault"] = faults.trial
-        captured = np.ones(len(rows), np.bool_)
-        for i in np.unique(faults.region):
-            region = space.regions[i]
-            of = np.flatnonzero(faults.region == i)
-            group = self._group(region)
-            for column in ("kind", "place", "offset", "size", "word"):
-                rows[column][of] = group.places[column][faults.element[of]]
-            a, x, way = masks(region.model, faults.variant[of], faults.drawn[of], group.width)
-            rows["a"][of], rows["x"][of], rows["way"][of] = a, x, way
-            transient = region.duration == "transient"
-            on = self._first + faults.step[of] if transient else np.zeros(len(of), np.int64)
-            rows["on"][of] = on
-            rows["off"][of] = on + 1 if transient else self._stimulus.cycles + 1
-            if way:  # the old value is that of the cycle before
-                rows["on"][of] = np.maximum(on - 1, 0)
-            share = self._captured.get(region, 1.0)
-            if share < 1:
-                captured[of] = draws.unit_interval(draws.words(faults.drawn[of], 0, _CAPTURED_LANE)) < share
-        return rows[captured]
+        places = table.places[table.first[faults.region] + faults.element]
+        for column in PLACE.names or ():
+            rows[column] = places[column]
+        transient = table.transient[faults.region]
+        on = np.where(transient, self._first + faults.step, 0)
+        rows["on"], rows["off"] = on, np.where(transient, on + 1, self.stimulus.cycles + 1)
+        kinds = table.kind_of[faults.region]
+        for kind, (model, bits) in enumerate(table.kinds):
+            of = np.flatnonzero(kinds == kind)
+            if len(of):
+                known = table.masks[kind]
+                if known is not None:
+                    variant, way = faults.variant[of], known[2]
+                    rows["a"][of], rows["x"][of] = known[0][variant], known[1][variant]
+                else:
+                    rows["a"][of], rows["x"][of], way = masks(model, faults.variant[of], faults.drawn[of], bits)
+                if way:  # the old value is that of the cycle before
+                    rows["way"][of], rows["on"][of] = way, np.maximum(on[of] - 1, 0)
+        share = table.captured[faults.region]
+        if (share == 1).all():
+            return rows
+        return rows[draws.unit_interval(draws.words(faults.drawn, 0, _CAPTURED_LANE)) < share]
+
+    def _table(self, space: FaultSpace) -> _SpaceTable:
+        if self._last_table is None or self._last_table[0] is not space:
+            groups = [self._group(region) for region in space.regions]
+            pairs = [(region.model, group.width) for region, group in zip(space.regions, groups, strict=True)]
+            kinds = list(dict.fromkeys(pairs))
+            number = {kind: i for i, kind in enumerate(kinds)}
+            table = _SpaceTable(
+                places=np.concatenate([group.places for group in groups]),
+                first=np.cumsum([0, *(len(group.places) for group in groups[:-1])]),
+                transient=np.array([region.duration == "transient" for region in space.regions]),
+                kinds=kinds,
+                masks=[mask_table(*kind) for kind in kinds],
+                kind_of=np.array([number[pair] for pair in pairs]),
+                captured=np.array([self._captured.get(region, 1.0) for region in space.regions]),
+            )
+            self._last_table = space, table
+        return self._last_table[1]
 
     def inject(self, space: FaultSpace, faults: Faults, recorder: Recorder) -> None:
         """Run each trial over the inputs that the recorder gives it, side by side."""
@@ -276,7 +314,6 @@ class DesignTarget(Target):
             if not steady:
                 rows = self.rows(space, self._acting(space, faults, run))
             answers, mine = self._respond(run, rows, trials)
-            golden = self._answers[run]
             inputs = np.full(len(trials), run)
             detected = answers.alarm >= 0
             changed = answers.changed & ~detected & ~answers.hang
@@ -285,11 +322,15 @@ class DesignTarget(Target):
             recorder.identical(mine[same], inputs[same])
             recorder.abnormal(mine[detected], inputs[detected], "detected")
             recorder.abnormal(mine[hang], inputs[hang], "hang")
-            recorder.outputs(mine[changed], inputs[changed], answers.outputs[changed].astype(golden.dtype))
+            recorder.outputs(mine[changed], inputs[changed], answers.outputs[changed[answers.affected]])
+
+    def answers(self, space: FaultSpace, faults: Faults, run: int) -> tuple[Answers, NDArray[np.int64]]:
+        """What the machines of all trials answer in one run, and the trial of each row of the answers."""
+        return self._respond(run, self.rows(space, self._acting(space, faults, run)), np.arange(faults.trials))
 
     def _trials_by_run(self, trials: int, recorder: Recorder) -> Iterator[tuple[int, NDArray[np.int64]]]:
         everything = np.arange(trials)
-        for run in range(self._stimulus.runs):
+        for run in range(self.stimulus.runs):
             chosen = everything if recorder.inputs is None else np.flatnonzero((recorder.inputs == run).any(axis=1))
             if len(chosen):
                 yield run, chosen
@@ -297,6 +338,8 @@ class DesignTarget(Target):
     def _acting(self, space: FaultSpace, faults: Faults, run: int) -> Faults:
         """The single faults that act in a run."""
         activity = np.array([region.activity for region in space.regions])[faults.region]
+        if (activity == 1).all():
+            return faults
         acts = np.ones(len(activity), np.bool_)
         for k in np.flatnonzero(activity < 1):
             acts[k] = faults.acts(float(activity[k]), np.array([run]), int(faults.trial[k]))[0]
@@ -305,13 +348,13 @@ class DesignTarget(Target):
     def _respond(self, run: int, rows: NDArray, trials: NDArray[np.int64]) -> tuple[Answers, NDArray[np.int64]]:
         """Answers of ``trials`` in one run, in an order in which faults of one place are neighbours."""
         rows = _without_clashes(rows[np.isin(rows["fault"], trials)])
-        first = np.searchsorted(rows["fault"], trials)
-        some = first < len(rows)
-        some[some] = rows["fault"][first[some]] == trials[some]
+        first = np.minimum(np.searchsorted(rows["fault"], trials), max(len(rows) - 1, 0))
         key = np.zeros(len(trials), np.int64)
-        key[some] = (rows["kind"][first[some]].astype(np.int64) << 32) + rows["place"][first[some]]
-        order = np.argsort(key, kind="stable")
-        ordered = trials[order]
+        if len(rows):
+            key = (rows["kind"][first].astype(np.int64) << 32) + rows["place"][first]
+            in_slot = rows["kind"][first] == PLACES.index("slot")
+            key[in_slot] = self._neighbours[rows["place"][first[in_slot]]]
+        ordered = trials[np.argsort(key, kind="stable")]
         rank = np.full(int(trials.max()) + 1, -1)
         rank[ordered] = np.arange(len(ordered))
         renumbered = rows.copy()
@@ -322,8 +365,21 @@ class DesignTarget(Target):
         response = self.simulator.respond(trace, self._images(run), watch, renumbered, len(trials))
         return self.observer.answers(trace, self._answers[run], response, len(trials)), ordered
 
+    @cached_property
+    def _neighbours(self) -> NDArray[np.int64]:
+        """A number for each slot, by which like registers of like instances follow each other: they spread alike."""
+        kind = np.full(len(self.simulator.design.slots), -1)
+        for node in self.simulator.design.nodes:
+            if isinstance(node, Node):
+                for slot, (_, cell) in zip(node.writes, node.slice.writes, strict=True):
+                    kind[slot] = cell
+        order = np.argsort(kind, kind="stable")
+        number = np.empty(len(order), np.int64)
+        number[order] = np.arange(len(order))
+        return number
+
     def _images(self, run: int) -> list[NDArray[np.uint64]]:
-        return [words[:, 0] for words in self.simulator.memories(self._stimulus, np.array([run]))]
+        return [words[:, 0] for words in self.simulator.memories(self.stimulus, np.array([run]))]
 
     def outcomes(self, space: FaultSpace, faults: Faults, run: int) -> pa.Table:
         """What became of each trial in one run, in the terms of ISO 26262-5 (2018, annex D).
@@ -334,8 +390,8 @@ class DesignTarget(Target):
             null) and ``corrupted`` (the answer differs, whether or not an alarm was raised).
         """
         rows = self.rows(space, self._acting(space, faults, run))
-        answers, mine = self._respond(run, rows, np.arange(faults.trials))
-        start = np.full(faults.trials, self._stimulus.cycles)
+        answers, mine = self.answers(space, faults, run)
+        start = np.full(faults.trials, self.stimulus.cycles)
         np.minimum.at(start, rows["fault"], rows["on"])
         outcome = np.where(answers.changed, "sdc", np.where(answers.latent, "latent", "masked"))
         outcome = np.where(answers.hang, "hang", outcome)
@@ -348,8 +404,8 @@ class DesignTarget(Target):
 
     def trace(self, space: FaultSpace, faults: Faults, input: int) -> pa.Table:
         """How the error of the first trial spreads over the module instances, in order of first difference."""
-        if not 0 <= input < self._stimulus.runs:
-            raise TargetError(f"input: {input} is outside 0 .. {self._stimulus.runs - 1}")
+        if not 0 <= input < self.stimulus.runs:
+            raise TargetError(f"input: {input} is outside 0 .. {self.stimulus.runs - 1}")
         one = faults.take([0])
         rows = self.rows(space, self._acting(space, one, input))
         golden, faulty = self.traces(rows, input)
@@ -360,19 +416,20 @@ class DesignTarget(Target):
         table = []
         for place, mine in places.items():
             differs = golden[:, mine] != faulty[:, mine]
-            when = int(differs.any(axis=1).argmax()) if differs.any() else self._stimulus.cycles
+            when = int(differs.any(axis=1).argmax()) if differs.any() else self.stimulus.cycles
             table.append((when, _spread(place, golden[:, mine].ravel(), faulty[:, mine].ravel())))
         table.sort(key=lambda row: row[0])
         answers, _ = self._respond(input, rows, np.arange(1))
         expected = self._answers[input]
-        given = expected if answers.alarm[0] >= 0 or answers.hang[0] else answers.outputs[0]
+        ended = answers.alarm[0] >= 0 or answers.hang[0] or not len(answers.outputs)
+        given = expected if ended else answers.outputs[0]
         return pa.Table.from_pylist([row for _, row in table] + [_spread("output", expected, given)])
 
     def traces(self, rows: NDArray, run: int) -> tuple[NDArray, NDArray]:
         """The golden and the faulty trace [cycles, slots] of one trial (rows with ``fault`` 0) in one run."""
         mine = _without_clashes(rows)
         mine["fault"] = 0
-        trace = self.simulator.run(self._stimulus, [run], mine)
+        trace = self.simulator.run(self.stimulus, [run], mine)
         assert trace is not None
         return self.golden_trace(run)[:-1], trace[0, :-1]
 

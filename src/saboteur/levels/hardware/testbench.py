@@ -60,14 +60,16 @@ class Answers:
     """What became of the machines of one run.
 
     Attributes:
-        outputs: [faults, numbers]; golden where nothing differs; meaningless where the machine hangs.
+        affected: int64 [affected], the faults of which some watched value differs, in order.
+        outputs: [affected, numbers], their answers; meaningless where the machine hangs.
         hang: bool [faults].
         alarm: int32 [faults]: the first cycle with an alarm; −1 for none.
         changed: bool [faults]: some number differs from the golden one.
         latent: bool [faults]: the state differs at the end.
     """
 
-    outputs: NDArray
+    affected: NDArray[np.int64]
+    outputs: NDArray[np.int64]
     hang: NDArray[np.bool_]
     alarm: NDArray[np.int32]
     changed: NDArray[np.bool_]
@@ -117,8 +119,20 @@ class Observer:
         slots += [piece[0] for pieces in self._alarms for piece in pieces]
         slots += [] if self._valid is None else [self._valid[0][0]]
         self._window = self._strobe.any(axis=1)
+        self._widths = np.array([width for _, width, _ in self._numbers])
+        self._signed = np.array([signed for _, _, signed in self._numbers])
+        self._position = np.where(self._strobe, np.cumsum(self._strobe).reshape(self._strobe.shape) - 1, -1)
         self.slots = np.array(sorted(set(slots) - {-1}), np.int32)
         self._column = {int(slot): k for k, slot in enumerate(self.slots)}
+        self._parts = _Parts.of(self._numbers, self._column)
+        self._alarm_bits = np.zeros(len(self.slots), np.uint64)
+        for slot, low, bits, _ in (piece for pieces in self._alarms for piece in pieces if piece[0] >= 0):
+            self._alarm_bits[self._column[slot]] |= np.uint64(((1 << bits) - 1) << low)
+
+    @property
+    def ports(self) -> list[str]:
+        """The names of the ports that make up the answer."""
+        return [observed.port for observed in self._observation.ports]
 
     def _port(self, name: str) -> Pieces:
         outputs = self._simulator.design.outputs
@@ -188,42 +202,74 @@ class Observer:
             faults: how many.
             chunk: how many values are put together at a time; changes no result.
         """
-        outputs = np.repeat(golden[None], faults, axis=0)
-        hang = np.zeros(faults, np.bool_)
-        alarm = np.full(faults, -1, np.int32)
-        found = response.differences[np.argsort(response.differences["fault"], kind="stable")]
-        affected, first = np.unique(found["fault"], return_index=True)
-        ends = np.append(first, len(found))
-        cycles = np.unique(found["cycle"])
+        found = response.differences
+        alarm = np.full(faults, self._cycles, np.int32)
+        raised = (found["value"] & self._alarm_bits[found["output"]]) != 0
+        np.minimum.at(alarm, found["fault"][raised], found["cycle"][raised])
+        alarm[alarm == self._cycles] = -1
+        hang, changed = np.zeros(faults, np.bool_), np.zeros(faults, np.bool_)
+        hit = np.zeros(faults, np.bool_)
+        hit[found["fault"]] = True
+        affected = np.flatnonzero(hit)
         if self._valid is None:
-            cycles = np.union1d(cycles, np.flatnonzero(self._strobe.any(axis=1)))
+            place = np.cumsum(hit) - 1
+            outputs = self._patched(trace, golden, found, place[found["fault"]], len(affected))
         else:
-            cycles = np.union1d(cycles, np.flatnonzero(self._simulator.read(trace[: self._cycles], self._valid) == 1))
+            outputs, hang[affected] = self._collected(trace, golden, found, affected, chunk)
+        changed[affected] = (outputs != golden).any(axis=1)
+        return Answers(affected, outputs, hang, alarm, changed, response.converged == -1)
+
+    def _patched(
+        self, trace: NDArray, golden: NDArray[np.int64], found: NDArray, place: NDArray[np.int64], count: int
+    ) -> NDArray[np.int64]:
+        """Golden answers with the bits changed that differ, at given strobes; ``place`` is the row of each."""
+        parts = self._parts
+        repeats = parts.count[found["output"]]
+        ends = np.cumsum(repeats)
+        row = np.repeat(np.arange(len(found)), repeats)
+        part = np.arange(len(row)) - np.repeat(ends - repeats - parts.first[found["output"]], repeats)
+        cycle = found["cycle"][row]
+        position = self._position[cycle, parts.number[part]]
+        kept = position >= 0
+        row, part, cycle, position = row[kept], part[kept], cycle[kept], position[kept]
+        before = trace[cycle, self.slots[found["output"][row]]].astype(np.uint64)
+        bits = ((found["value"][row] ^ before) >> parts.low[part] & parts.mask[part]) << parts.to[part]
+        change = np.zeros((count, len(golden)), np.uint64)
+        np.bitwise_or.at(change, (place[row], position), bits)
+        outputs = np.repeat(golden[None], count, axis=0)
+        touched = np.nonzero(change)
+        number = np.nonzero(self._strobe)[1][touched[1]]
+        unused = (64 - self._widths[number]).astype(np.uint64)
+        raised = (golden[touched[1]].view(np.uint64) ^ change[touched]) << unused
+        signed = raised.view(np.int64) >> unused.view(np.int64)
+        outputs[touched] = np.where(self._signed[number], signed, (raised >> unused).view(np.int64))
+        return outputs
+
+    def _collected(
+        self, trace: NDArray, golden: NDArray[np.int64], found: NDArray, affected: NDArray[np.int64], chunk: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """The words of the valid cycles of each affected machine, and whether it has too few."""
+        assert self._valid is not None
+        found = found[np.argsort(found["fault"], kind="stable")]
+        ends = np.append(np.searchsorted(found["fault"], affected), len(found))
+        outputs, hang = np.empty((len(affected), len(golden)), np.int64), np.zeros(len(affected), np.bool_)
+        usual = np.flatnonzero(self._simulator.read(trace[: self._cycles], self._valid) == 1)
+        cycles = np.union1d(np.unique(found["cycle"]), usual)
+        needed = len(golden) // len(self._numbers)
         step = max(1, chunk // max(1, len(cycles) * len(self.slots)))
         for begin in range(0, len(affected), step):
-            mine = affected[begin : begin + step]
+            mine = slice(begin, begin + step)
             rows = found[ends[begin] : ends[min(begin + step, len(affected))]]
-            values = np.repeat(trace[cycles][None][:, :, self.slots], len(mine), axis=0)
-            where = np.searchsorted(mine, rows["fault"]), np.searchsorted(cycles, rows["cycle"]), rows["output"]
-            values[where] = rows["value"]
+            values = np.repeat(trace[cycles][None][:, :, self.slots], len(affected[mine]), axis=0)
+            where = np.searchsorted(affected[mine], rows["fault"]), np.searchsorted(cycles, rows["cycle"])
+            values[(*where, rows["output"])] = rows["value"]
             full = _Columns(values, self._column)
-            words = self._read(full)
-            for pieces in self._alarms:
-                raised = self._simulator.read(full, pieces) != 0
-                when = np.where(raised.any(axis=1), cycles[raised.argmax(axis=1)], self._cycles).astype(np.int32)
-                before = np.where(alarm[mine] < 0, self._cycles, alarm[mine])
-                earliest = np.minimum(before, when)
-                alarm[mine] = np.where(earliest < self._cycles, earliest, -1)
-            if self._valid is None:
-                outputs[mine] = words[:, self._strobe[cycles]]
-                continue
             valid = (self._simulator.read(full, self._valid) == 1) & self._window[cycles]
-            needed = len(golden) // len(self._numbers)
             order = np.argsort(~valid, axis=1, kind="stable")[:, :needed]
             hang[mine] = valid.sum(axis=1) < needed
-            outputs[mine] = np.take_along_axis(words, order[:, :, None], axis=1).reshape(len(mine), -1)
-        changed = (outputs != golden).any(axis=1)
-        return Answers(outputs, hang, alarm, changed, response.converged == -1)
+            words = np.take_along_axis(self._read(full), order[:, :, None], axis=1)
+            outputs[mine] = words.reshape(len(words), -1)
+        return outputs, hang
 
     def _read(self, trace: NDArray | _Columns) -> NDArray[np.int64]:
         numbers = []
@@ -233,6 +279,32 @@ class Observer:
                 words = (words ^ (1 << (width - 1))) - (1 << (width - 1))
             numbers.append(words)
         return np.stack(numbers, axis=-1)
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """Which bits of which numbers each watched slot gives: rows sorted by slot."""
+
+    first: NDArray[np.int64]
+    count: NDArray[np.int64]
+    number: NDArray[np.int64]
+    low: NDArray[np.uint64]
+    mask: NDArray[np.uint64]
+    to: NDArray[np.uint64]
+
+    @classmethod
+    def of(cls, numbers: Sequence[tuple[Pieces, int, bool]], column: Mapping[int, int]) -> _Parts:
+        rows = sorted(
+            (column[slot], k, low, (1 << bits) - 1, to)
+            for k, (pieces, _, _) in enumerate(numbers)
+            for slot, low, bits, to in pieces
+            if slot >= 0
+        )
+        columns = np.array([row[0] for row in rows], np.int64)
+        number = np.array([row[1] for row in rows], np.int64)
+        low, mask, to = (np.array([row[k] for row in rows], np.uint64) for k in (2, 3, 4))
+        count = np.bincount(columns, minlength=len(column)) if rows else np.zeros(len(column), np.int64)
+        return cls(np.cumsum(count) - count, count, number, low, mask, to)
 
 
 class _Columns:

@@ -1,0 +1,226 @@
+"""The hardware level against Verilator simulating one faulty machine at a time.
+
+Verilator runs the same design on the same stimulus from reset, compiled with -O3 for this processor. It is charged
+for no injection, no comparison and no checkpoint: it only runs, so that every ratio errs in its favour. All times
+are CPU seconds of one core.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from saboteur.campaign.target import Resources
+from saboteur.faults import BitFlip
+from saboteur.levels.hardware import designs
+from saboteur.levels.hardware.collapse import collapse
+from saboteur.levels.hardware.importing import write_verilog
+from saboteur.levels.hardware.spec import HardwareFault, HardwareTarget
+from saboteur.levels.hardware.target import DesignTarget
+from saboteur.testing.targets import draw_faults
+
+Row = dict[str, object]
+
+_FAULTS = 20_000
+_HARNESS = """
+#include "V{top}.h"
+#include "verilated.h"
+#include <cstdio>
+#include <ctime>
+#include <cstdint>
+#include <vector>
+{data}
+int main() {{
+    Verilated::randReset(0);
+    V{top} *m = new V{top};
+    uint64_t sum = 0;
+    std::clock_t begin = std::clock();
+    long runs = 0;
+    do {{
+        for (int t = 0; t < {cycles}; t++) {{
+            {apply}
+            m->clk = 0; m->eval();
+            sum += {output};
+            m->clk = 1; m->eval();
+        }}
+        runs++;
+    }} while (std::clock() - begin < {seconds} * CLOCKS_PER_SEC);
+    std::printf("%ld %f %llu\\n", runs, double(std::clock() - begin) / CLOCKS_PER_SEC, (unsigned long long)sum);
+}}
+"""
+
+
+def word(full: bool = False) -> list[Row]:
+    """Register upsets at word level on the output-stationary array running a random tile of depth 128."""
+    rows: list[Row] = []
+    for size in (8, 16) if full else (8,):
+        target = _array(size, "word")
+        cycles = target.stimulus.cycles
+        reference = _verilator(target, designs.sources("output_stationary"), {"ROWS": size, "COLS": size})
+        plain = _plain_cycles(target)
+        simulated, answered = _upsets(target)
+        where = f"{size}x{size}"
+        rows += [
+            _row("hardware.word", f"{where}: faulty cycles simulated", plain / 1e6, "M/s", reference / 1e6),
+            _row("hardware.word", f"{where}: upsets simulated", simulated, "faults/s", reference / cycles),
+            _row("hardware.word", f"{where}: upsets, list to answers", answered, "faults/s", reference / cycles),
+        ]
+    return rows + _network()
+
+
+def gate(full: bool = False) -> list[Row]:
+    """All collapsed stuck-at faults of the synthesised output-stationary array on a random tile of depth 128."""
+    rows: list[Row] = []
+    size = 2
+    target = _array(size, "gate")
+    with tempfile.TemporaryDirectory() as folder:
+        netlist = Path(folder, "gates.v")
+        write_verilog(target.netlist, netlist)
+        reference = _verilator(target, [netlist], {})
+    speed, faults, _ = _stuck_at(target, runs=1)
+    label = f"{size}x{size}: stuck-at, machine cycles covered"
+    rows.append(_row("hardware.gate", label, speed / 1e6, "M/s", reference / 1e6))
+    target = _array(8, "gate", tiles=100 if full else 1)
+    speed, faults, seconds = _stuck_at(target, runs=target.stimulus.runs)
+    rows.append(_row("hardware.gate", "8x8: collapsed stuck-at faults", faults, "faults"))
+    label = f"8x8: all of them on {target.stimulus.runs} tile(s)"
+    rows.append(_row("hardware.gate", label, seconds, "s"))
+    return rows
+
+
+def _row(benchmark: str, quantity: str, value: float, unit: str, baseline: float | None = None) -> Row:
+    ratio = None if baseline is None else value / baseline
+    return dict(benchmark=benchmark, quantity=quantity, value=value, unit=unit, baseline=baseline, ratio=ratio)
+
+
+def _array(size: int, level: str, tiles: int = 1) -> DesignTarget:
+    spec = HardwareTarget(array="output_stationary", parameters={"rows": size, "cols": size}, level=level, inputs=tiles)
+    target = spec.open(Resources())
+    assert isinstance(target, DesignTarget)
+    target.golden()
+    return target
+
+
+def _plain_cycles(target: DesignTarget) -> float:
+    """Faulty cycles a second with every node computed in every cycle, an upset in each machine."""
+    lanes = target.simulator.lanes
+    runs = np.zeros(16 * lanes, np.int64)
+    space = target.space([HardwareFault(where="flip_flops", model=BitFlip(), duration="transient")])
+    rows = target.rows(space, draw_faults(space, len(runs)))
+    target.simulator.run(target.stimulus, runs[:lanes], keep=False)
+    begin = time.process_time()
+    target.simulator.run(target.stimulus, runs, rows, keep=False)
+    return len(runs) * target.stimulus.cycles / (time.process_time() - begin)
+
+
+def _upsets(target: DesignTarget) -> tuple[float, float]:
+    """Upsets a second: the simulation alone, and from a list of faults to all faulty answers."""
+    space = target.space([HardwareFault(where="flip_flops", model=BitFlip(), duration="transient")])
+    faults = draw_faults(space, _FAULTS)
+    target.answers(space, faults, 0)
+    begin = time.process_time()
+    target.answers(space, faults, 0)
+    answered = time.process_time() - begin
+    trace, rows = target.golden_trace(0), target.rows(space, faults)
+    rows = rows[np.lexsort((rows["on"], rows["place"]))]
+    rows["fault"] = np.arange(len(rows))
+    watch = target.observer.watch(trace)
+    begin = time.process_time()
+    target.simulator.respond(trace, [], watch, rows, len(rows))
+    return _FAULTS / (time.process_time() - begin), _FAULTS / answered
+
+
+def _stuck_at(target: DesignTarget, runs: int) -> tuple[float, int, float]:
+    """Machine cycles covered a second, faults, and seconds, for all collapsed faults; compiling is not counted."""
+    simulator = target.simulator
+    collapsed = collapse(target.sites, simulator.design)
+    rows = collapsed.rows(target.stimulus.cycles)
+    trace = target.golden_trace(0)
+    simulator.respond(trace, [], target.observer.watch(trace), rows[:1], 1)
+    begin = time.process_time()
+    for run in range(runs):
+        trace = target.golden_trace(run)
+        simulator.respond(trace, [], target.observer.watch(trace), rows, len(rows))
+    seconds = time.process_time() - begin
+    return len(rows) * target.stimulus.cycles * runs / seconds, len(rows), seconds
+
+
+def _network() -> list[Row]:
+    """A LeNet-style CNN of seven layers, end to end at register-transfer level."""
+    begin = time.process_time()
+    target = HardwareTarget(network="digits-lenet7-int8", inputs=1).open(Resources())
+    assert isinstance(target, DesignTarget)
+    target.golden()
+    opened = time.process_time() - begin
+    begin = time.process_time()
+    target.simulator.run(target.stimulus, keep=False)
+    golden = time.process_time() - begin
+    space = target.space([HardwareFault(where="flip_flops", model=BitFlip(), duration="transient")])
+    faults = draw_faults(space, 1000)
+    begin = time.process_time()
+    target.answers(space, faults, 0)
+    seconds = time.process_time() - begin
+    name, published = "hardware.word", "one inference (published: 25 min, Ruospo et al., DFT 2020)"
+    return [
+        _row(name, "LeNet-style CNN: open and first golden run", opened, "s"),
+        _row(name, f"LeNet-style CNN: {published}", golden, "s", 25 * 60.0),
+        _row(name, "LeNet-style CNN: 1,000 register upsets", seconds, "s"),
+    ]
+
+
+# -- Verilator -----------------------------------------------------------------------------------------------------
+
+
+def _verilator(target: DesignTarget, sources: Sequence[Path], parameters: Mapping[str, int]) -> float:
+    """Cycles a second of one machine; NaN where Verilator is not installed."""
+    if shutil.which("verilator") is None:
+        return float("nan")
+    top = target.netlist.top if not parameters else "output_stationary"
+    with tempfile.TemporaryDirectory() as folder:
+        harness = Path(folder, "harness.cpp")
+        harness.write_text(_harness(target, "design", seconds=2.0))
+        command = ["verilator", "--cc", "--exe", "--build", "-O3", "--x-assign", "fast", "--x-initial", "fast"]
+        command += ["--noassert", "-Wno-fatal", "--prefix", "Vdesign", "--top-module", top, "--Mdir", folder]
+        command += ["-CFLAGS", "-O3 -march=native", "-o", "run", *(f"-G{k}={v}" for k, v in parameters.items())]
+        subprocess.run([*command, *map(str, sources), str(harness)], check=True, capture_output=True)
+        run = subprocess.run([str(Path(folder, "run"))], check=True, capture_output=True, text=True)
+    runs, seconds, _ = run.stdout.split()
+    return int(runs) * target.stimulus.cycles / float(seconds)
+
+
+def _harness(target: DesignTarget, top: str, seconds: float) -> str:
+    data, apply = [], []
+    design = target.simulator.design
+    for port, values in target.stimulus.inputs.items():
+        width = sum(bits for _, _, bits, _ in design.inputs[port])
+        words = _words(values[0], width)
+        table = ", ".join(f"{word}u" for word in words.ravel())
+        data.append(f"static const uint32_t {port}_at[{len(words)}][{words.shape[1]}] = {{{table}}};")
+        if width <= 32:
+            apply.append(f"m->{port} = {port}_at[t][0];")
+        elif width <= 64:
+            apply.append(f"m->{port} = {port}_at[t][0] | (uint64_t){port}_at[t][1] << 32;")
+        else:
+            apply += [f"m->{port}[{k}] = {port}_at[t][{k}];" for k in range(words.shape[1])]
+    observed = target.observer.ports[0]
+    wide = sum(bits for _, _, bits, _ in design.outputs[observed]) > 64
+    return _HARNESS.format(
+        top=top,
+        data="\n".join(data),
+        apply=" ".join(apply),
+        cycles=target.stimulus.cycles,
+        output=f"m->{observed}{'[0]' * wide}",
+        seconds=seconds,
+    )
+
+
+def _words(values: NDArray, width: int) -> NDArray[np.uint32]:
+    parts = [(values >> low) & 0xFFFFFFFF for low in range(0, width, 32)]
+    return np.stack([part.astype(np.uint32) for part in parts], axis=1)

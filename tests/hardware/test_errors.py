@@ -1,0 +1,145 @@
+"""What cannot be simulated is named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from saboteur.campaign.target import Resources
+from saboteur.errors import FaultError, TargetError
+from saboteur.faults import BitFlip, Noise
+from saboteur.levels.hardware.importing import from_json, read_verilog
+from saboteur.levels.hardware.models import Delay
+from saboteur.levels.hardware.netlist import Design
+from saboteur.levels.hardware.simulate import Simulator, Stimulus
+from saboteur.levels.hardware.spec import HardwareFault, HardwareTarget
+from saboteur.levels.hardware.target import DesignTarget
+from saboteur.levels.hardware.testbench import Observation, Observed
+from tests.hardware.test_golden import DESIGNS, INPUTS, random_stimulus
+
+
+def elaborate(folder: Path, text: str, top: str = "t") -> Design:
+    source = folder / "broken.v"
+    source.write_text(text)
+    return Design(read_verilog([source], top))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("module t(input a, output b);\nassign b = ;\nendmodule", r"broken\.v:2.*syntax error"),
+        ("module t(input a, output b);\nmissing m(a, b);\nendmodule", r"missing"),
+        ("module t(input a, input b, output y);\nassign y = a ? b : 1'bz;\nendmodule", r"broken\.v:2.*Z"),
+        ("module t(input a, inout b);\nassign b = a;\nendmodule", r"t\.b: a bidirectional port"),
+        (
+            "module t(input a, input b, output y);\nwire p = ~(a & q), q = ~(b & p);\nassign y = p;\nendmodule",
+            "loop.*[pq]",
+        ),
+        (
+            "module t(input clk, input e, input d, output reg q);\nwire gated = clk & e;\n"
+            "always @(posedge gated) q <= d;\nendmodule",
+            r"broken\.v:3.*gated is computed by logic",
+        ),
+        (
+            "module t(input a, input b, input d, output reg p, output reg q);\n"
+            "always @(posedge a) p <= d;\nalways @(posedge b) q <= d;\nendmodule",
+            "a, b: a design must have a single clock",
+        ),
+        (
+            "module t(input c, input d, output reg p, output reg q);\n"
+            "always @(posedge c) p <= d;\nalways @(negedge c) q <= d;\nendmodule",
+            "both clock edges",
+        ),
+    ],
+)
+def test_designs(tmp_path: Path, text: str, words: str) -> None:
+    with pytest.raises(TargetError, match=words):
+        elaborate(tmp_path, text)
+
+
+def test_loop_through_instances(tmp_path: Path) -> None:
+    text = (
+        "module inverter(input a, output y);\nassign y = ~a;\nendmodule\n"
+        "module t(output y);\nwire x;\ninverter u(x, y);\ninverter v(y, x);\nendmodule"
+    )
+    with pytest.raises(TargetError, match=r"loop through .*[uv]\.y"):
+        elaborate(tmp_path, text)
+
+
+def test_files(tmp_path: Path) -> None:
+    with pytest.raises(TargetError, match="no file"):
+        read_verilog([tmp_path / "none.v"], "t")
+    with pytest.raises(TargetError, match="level"):
+        read_verilog([DESIGNS / "counter.v"], "counter", "transistor")
+    with pytest.raises(TargetError, match="cannot read"):
+        from_json(tmp_path / "none.json")
+    with pytest.raises(TargetError, match=r"no module 'couter'.*'counter'"):
+        from_json({"modules": {"counter": {"cells": {}, "ports": {}, "netnames": {}}}}, "couter")
+
+
+def counter(**settings: object) -> DesignTarget:
+    stimulus = random_stimulus("counter", INPUTS["counter"], runs=2)
+    observation = settings.pop("observation", Observation((Observed("count"),)))
+    netlist = read_verilog([DESIGNS / "counter.v"], "counter")
+    return DesignTarget(netlist, settings.pop("stimulus", stimulus), observation, **settings)
+
+
+def test_testbenches() -> None:
+    with pytest.raises(TargetError, match=r"'cuont' is not an output.*'count'"):
+        counter(observation=Observation((Observed("cuont"),)))
+    with pytest.raises(TargetError, match="3 lanes must share"):
+        counter(observation=Observation((Observed("count", lanes=3),)))
+    with pytest.raises(TargetError, match=r"'enabel' is not an input.*'enable'"):
+        counter(stimulus=Stimulus({"enabel": np.zeros((1, 9), np.uint64)})).golden()
+    with pytest.raises(TargetError, match=r"alarm wrap is raised in cycle \d+ of input 0"):
+        counter(observation=Observation((Observed("count"),), alarms=("wrap",))).golden()
+    with pytest.raises(TargetError, match="same number of words"):
+        counter(observation=Observation((Observed("count"),), valid="wrap")).golden()
+
+
+def test_unknown_outputs() -> None:
+    """A counter that is never reset gives X."""
+    inputs = {"rst_n": np.ones((1, 9), np.uint64), "enable": np.ones((1, 9), np.uint64)}
+    with pytest.raises(TargetError, match=r"count is unknown \(X\) in cycle 0.*reset the design"):
+        counter(stimulus=Stimulus(inputs)).golden()
+
+
+def test_faults() -> None:
+    target = counter()
+    with pytest.raises(FaultError, match="names: no flip_flops match cuont; did you mean 'count'"):
+        target.space([HardwareFault(where="flip_flops", names="cuont", model=BitFlip())])
+    with pytest.raises(FaultError, match="instances: none matches 'pe'"):
+        target.space([HardwareFault(where="flip_flops", instances="pe", model=BitFlip())])
+    with pytest.raises(FaultError, match="delay is a fault of nets"):
+        target.space([HardwareFault(where="flip_flops", model=Delay())])
+    noisy = target.space([HardwareFault(where="flip_flops", model=Noise(additive=1.0))])
+    from saboteur.testing.targets import draw_faults
+
+    with pytest.raises(FaultError, match="does not act bit by bit"):
+        target.rows(noisy, draw_faults(noisy, 1))
+
+
+def test_specs(tmp_path: Path) -> None:
+    with pytest.raises(ValidationError, match="name one of network, array and sources"):
+        HardwareTarget()
+    with pytest.raises(ValidationError, match="need top, stimulus and outputs"):
+        HardwareTarget(sources="a.v")
+    with pytest.raises(ValidationError, match="captured"):
+        HardwareFault(where="flip_flops", model=BitFlip(), duration="transient", captured=0.5)
+    with pytest.raises(TargetError, match="no_such"):
+        HardwareTarget(
+            sources=str(DESIGNS / "counter.v"), top="counter", stimulus="no_such.module:f", outputs="count"
+        ).open(Resources())
+
+
+def test_simulators_are_independent() -> None:
+    """Two simulators of one design do not share state."""
+    design = Design(read_verilog([DESIGNS / "counter.v"], "counter"))
+    stimulus = random_stimulus("counter", INPUTS["counter"], runs=2)
+    one, two = Simulator(design), Simulator(design)
+    first = one.run(stimulus)
+    two.run(stimulus, [1])
+    assert (one.run(stimulus) == first).all()
