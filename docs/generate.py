@@ -122,6 +122,8 @@ def _annotation(annotation: Any) -> str:
             for part in inner
         )
         return "list of " + " or ".join(f"{part}s" if part in ("mapping", "number") else part for part in plurals)
+    if get_origin(annotation) is dict:
+        return f"{_annotation(get_args(annotation)[1])}, by name"
     names = {int: "whole number", float: "number", str: "text", bool: "`true`, `false`", Path: "path"}
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return "name or mapping" if issubclass(annotation, Part) else "mapping"
