@@ -14,7 +14,7 @@ from saboteur.levels.hardware.importing import read_verilog
 from saboteur.levels.hardware.models import Delay, Open
 from saboteur.levels.hardware.simulate import Stimulus
 from saboteur.levels.hardware.spec import HardwareFault, HardwareTarget
-from saboteur.levels.hardware.target import DesignTarget
+from saboteur.levels.hardware.target import DesignTarget, safety_split
 from saboteur.levels.hardware.testbench import Observation, Observed, read_hex, read_stimulus
 from saboteur.levels.hardware.waves import path_of_error, write_vcd
 from saboteur.outcomes import Recorder
@@ -81,6 +81,27 @@ def test_answers_alarms_and_hangs(sender: DesignTarget) -> None:
     recorder = Recorder(golden, (NumericError(tolerance=0.5),), 1, keep_outputs=True)
     sender.inject(*one(sender, upset("data"), 0, 4), recorder)
     assert recorder.pairs()["output"].to_pylist() == [[22, 25, 28, 31]]
+
+
+def test_safety_split(sender: DesignTarget) -> None:
+    """Every upset of every register in every cycle; each fault is in one part."""
+    sender.golden()
+    space = sender.space([HardwareFault(where="flip_flops", model=BitFlip(), duration="transient")])
+    whole = space.strata("network")[0]
+    region, element, step, variant = space.decode(whole, np.arange(whole.size))
+    trials = np.arange(whole.size)
+    faults = Faults(trials.astype(np.uint64), trials, region.astype(np.int32), element, step, variant)
+    table = sender.outcomes(space, faults, 0)
+    split = safety_split(table)
+    assert sum(split[part] for part in ("safe", "detected", "residual", "latent")) == pytest.approx(1)
+    outcome = np.array(table["outcome"].to_pylist())
+    names = np.array([space.regions[i].site for i in region])
+    # the duplicated counter and the alarm are covered but for the last cycle, of which the alarm comes too late
+    assert (outcome[(names == "alarm")] == "detected").all()
+    covered = np.isin(names, ["left", "copy"]) & (step < CYCLES - 2 - 1)
+    assert (outcome[covered & (step != 1)] == "detected").all()
+    assert np.isin(outcome[names == "data"], ["sdc", "latent"]).all()
+    assert 0 < split["diagnostic_coverage"] < 1
 
 
 def test_late_words_are_the_same_answer(sender: DesignTarget) -> None:

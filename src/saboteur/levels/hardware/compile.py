@@ -397,9 +397,9 @@ class CompiledDesign:
         module = self.slices[slice_number].module.name
         if module not in self._hooked:
             numbers = [i for i, part in enumerate(self.slices) if part.module.name == module]
-            optimize = ("-O1", "-fno-tree-pta", "-fno-tree-dse", "-fno-tree-fre")
-            if self.level == "word":
-                optimize = ("-O1", "-ftree-loop-vectorize")
+            optimize = ("-O1", "-ftree-loop-vectorize") if self.level == "word" else ("-O1",)
+            if self.level == "gate" and "Free Software Foundation" in _version():
+                optimize = ("-O1", "-fno-tree-pta", "-fno-tree-dse", "-fno-tree-fre")
             addresses = _functions([self.hooked_code[i] for i in numbers], *optimize)
             self._hooked[module] = dict(zip(numbers, addresses, strict=True))
         return self._hooked[module][slice_number]

@@ -79,7 +79,14 @@ class DesignTarget(Target):
         self.netlist, self.stimulus, self._observation = netlist, stimulus, observation
         self._labels, self._answer, self._first = labels, answer, first_cycle
         self._resources = resources
+        self._traces: dict[int, NDArray] = {}
         self.simulator = Simulator(Design(netlist))
+        if self._trace_bytes > resources.memory_bytes:
+            needed, budget = self._trace_bytes >> 20, resources.memory_bytes >> 20
+            raise TargetError(
+                f"resources: the golden values of {stimulus.cycles} cycles take {needed} MiB, more than the {budget} "
+                "MiB of memory_mb; give more, or cut the runs"
+            )
         self.observer = Observer(self.simulator, observation, stimulus.cycles)
         self.sites = Sites(self.simulator)
         self._captured: dict[Region, float] = {}
@@ -169,8 +176,7 @@ class DesignTarget(Target):
         return np.concatenate(parts)
 
     def _keep(self, runs: NDArray[np.int64], trace: NDArray) -> None:
-        kept = self.__dict__.setdefault("_traces", {})
-        room = self._resources.memory_bytes // 2
+        kept, room = self._traces, self._resources.memory_bytes // 2
         for run, rows in zip(runs.tolist(), trace, strict=True):
             if (len(kept) + 1) * self._trace_bytes > room and kept:
                 kept.pop(next(iter(kept)))
@@ -178,10 +184,9 @@ class DesignTarget(Target):
 
     def golden_trace(self, run: int) -> NDArray:
         """[cycles + 1, slots] of a fault-free run."""
-        kept = self.__dict__.setdefault("_traces", {})
-        if run not in kept:
+        if run not in self._traces:
             self._keep(np.array([run]), self._run(np.array([run]), None))
-        return kept[run]
+        return self._traces[run]
 
     # -- faults -----------------------------------------------------------------------------------------------
 
@@ -432,6 +437,28 @@ class DesignTarget(Target):
         trace = self.simulator.run(self.stimulus, [run], mine)
         assert trace is not None
         return self.golden_trace(run)[:-1], trace[0, :-1]
+
+
+def safety_split(outcomes: pa.Table) -> dict[str, float]:
+    """The faults of :meth:`DesignTarget.outcomes` as ISO 26262-5:2018 (annexes B and C) sorts them.
+
+    Returns:
+        Shares of all faults: ``safe`` (no effect on the answer, no alarm, no error left), ``detected`` (an alarm),
+        ``residual`` (a wrong or missing answer without an alarm), ``latent`` (an error left in the state that has
+        neither); and ``diagnostic_coverage``, the share of detected ones among those that corrupt the answer
+        (NaN where none does).
+    """
+    outcome = np.array(outcomes["outcome"].to_pylist())
+    corrupted = outcomes["corrupted"].to_numpy()
+    detected = outcome == "detected"
+    dangerous = int(corrupted.sum())
+    return {
+        "safe": float((outcome == "masked").mean()),
+        "detected": float(detected.mean()),
+        "residual": float(np.isin(outcome, ["sdc", "hang"]).mean()),
+        "latent": float((outcome == "latent").mean()),
+        "diagnostic_coverage": float((detected & corrupted).sum() / dangerous) if dangerous else float("nan"),
+    }
 
 
 def _spread(place: str, golden: NDArray, faulty: NDArray) -> dict[str, object]:
