@@ -15,6 +15,7 @@ import ctypes
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -397,9 +398,10 @@ class CompiledDesign:
         module = self.slices[slice_number].module.name
         if module not in self._hooked:
             numbers = [i for i, part in enumerate(self.slices) if part.module.name == module]
-            optimize = ("-O1", "-ftree-loop-vectorize") if self.level == "word" else ("-O1",)
-            if self.level == "gate" and "Free Software Foundation" in _version():
-                optimize = ("-O1", "-fno-tree-pta", "-fno-tree-dse", "-fno-tree-fre")
+            optimize = ["-O1"]
+            if "Free Software Foundation" in _version():
+                word = ["-ftree-loop-vectorize"]
+                optimize += word if self.level == "word" else ["-fno-tree-pta", "-fno-tree-dse", "-fno-tree-fre"]
             addresses = _functions([self.hooked_code[i] for i in numbers], *optimize)
             self._hooked[module] = dict(zip(numbers, addresses, strict=True))
         return self._hooked[module][slice_number]
@@ -445,9 +447,10 @@ def load(source: str, *optimize: str) -> ctypes.CDLL:
 
 @cache
 def _compiler() -> tuple[str, ...]:
-    for name in (os.environ.get("CC"), "cc", "gcc", "clang"):
-        if name and shutil.which(name):
-            return (name,)
+    for name in (os.environ.get("CC", ""), "cc", "gcc", "clang"):
+        command = shlex.split(name)
+        if command and shutil.which(command[0]):
+            return tuple(command)
     if find_spec("ziglang"):
         return sys.executable, "-m", "ziglang", "cc"
     raise TargetError("no C compiler: install one, or: pip install ziglang")
