@@ -80,10 +80,17 @@ class NaiveSimulator:
     Args:
         netlist: gate level.
         stuck: (site, value) by name as in :func:`as_verilog`; ``cell.Y`` and ``cell.Q`` are stems.
+        bridge: two stems, and ``wired_and``, ``wired_or`` or ``first`` (the first drives the second).
     """
 
-    def __init__(self, netlist: Netlist, stuck: Mapping[str, int] | None = None):
+    def __init__(
+        self,
+        netlist: Netlist,
+        stuck: Mapping[str, int] | None = None,
+        bridge: tuple[str, str, str] | None = None,
+    ):
         self.netlist, self.stuck = netlist, dict(stuck or {})
+        self.bridge, self.driven = bridge, {}
         self.alias: dict[tuple[str, int], tuple[str, int]] = {}
         self.gates: list[tuple[str, str, dict[str, Any], Any]] = []
         self._walk(netlist.top, "")
@@ -135,7 +142,7 @@ class NaiveSimulator:
                     continue
                 ports, _, function = FUNCTIONS[kind]
                 new = function(*(self._pin(gate, port, pins[port]) for port in ports))
-                new = self.stuck.get(f"{gate}.Y", new)
+                new = self._bridged(f"{gate}.Y", self.stuck.get(f"{gate}.Y", new))
                 if self.value.get(out) != new:
                     self.value[out] = new
                     changed = True
@@ -144,6 +151,29 @@ class NaiveSimulator:
             for port, entry in top.items()
             if entry["direction"] == "output"
         }
+
+    def _bridged(self, stem: str, new: int) -> int:
+        if self.bridge is None or stem not in self.bridge[:2]:
+            return new
+        first, second, effect = self.bridge
+        self.driven[stem] = new
+        other = self.driven.get(second if stem == first else first, 0)
+        if effect == "first":
+            return new if stem == first else other
+        return new & other if effect == "wired_and" else new | other
+
+    def fan_in(self, stem: str) -> set[str]:
+        """The stems of all gates before one, up to flip-flops."""
+        driver = {out: (gate, kind, pins) for gate, kind, pins, out in self.gates}
+        seen, queue = set(), [next(out for gate, _, _, out in self.gates if f"{gate}.Y" == stem)]
+        while queue:
+            net = queue.pop()
+            while net in self.alias:
+                net = self.alias[net]
+            if net in driver and driver[net][1] in FUNCTIONS and f"{driver[net][0]}.Y" not in seen:
+                seen.add(f"{driver[net][0]}.Y")
+                queue += driver[net][2].values()
+        return seen
 
     def clock(self) -> None:
         """One edge."""

@@ -102,17 +102,44 @@ class Open(_LogicModel):
         return "hold"
 
 
+class Bridge(_LogicModel):
+    """Two shorted nets: both read the AND of what drives them, or the OR, or one driver dominates the other net.
+
+    Variant 0 of ``dominant``: the first net of the pair wins; variant 1: the second (Abramovici, Breuer and Friedman,
+    "Digital Systems Testing and Testable Design", 1990, chapter 7). A bridge that closes a loop is simulated until
+    nothing changes, at most eight times in a cycle.
+    """
+
+    kind: str = "bridge"
+    effect: Literal["wired_and", "wired_or", "dominant"] = "wired_and"
+
+    def variants(self, bits: int) -> int:
+        """One, or which net wins."""
+        return 2 if self.effect == "dominant" else 1
+
+    def bit(self, variant: NDArray[np.int64], bits: int) -> NDArray[np.int16]:
+        """Nets have one bit."""
+        return np.zeros(np.shape(variant), np.int16)
+
+    @property
+    def way(self) -> str:
+        """By effect."""
+        return {"wired_and": "bridge_and", "wired_or": "bridge_or", "dominant": "bridge_take"}[self.effect]
+
+
 def masks(
     model: FaultModel, variant: NDArray[np.int64], drawn: NDArray[np.uint64], bits: int
 ) -> tuple[NDArray[np.uint64], NDArray[np.uint64], int]:
     """How a model acts on words of ``bits`` bits: v ← (v AND a) XOR x.
 
     Returns:
-        a [n], x [n] and the number of the way.
+        a [n], x [n] and the number of the way; of a bridge, x is the variant.
 
     Raises:
         FaultError: when it does not act bit by bit, as noise does not.
     """
+    if isinstance(model, Bridge):
+        return np.zeros(len(variant), np.uint64), variant.astype(np.uint64), WAYS.index(model.way)
     if isinstance(model, _LogicModel):
         return np.zeros(len(variant), np.uint64), np.uint64(1) << variant.astype(np.uint64), WAYS.index(model.way)
     fmt = Bits(bits)

@@ -27,7 +27,8 @@ typedef u64 W __attribute__((vector_size(64)));
 
 enum { SLICE, GLUE, READ };
 enum { AT_SLOT, AT_HOOK, AT_MEMORY };
-enum { APPLY, DELAY_RISE, DELAY_FALL, DELAY_BOTH, HOLD };
+enum { APPLY, DELAY_RISE, DELAY_FALL, DELAY_BOTH, HOLD, BRIDGE_AND, BRIDGE_OR, BRIDGE_TAKE };
+#define BRIDGE_PASSES 8
 
 typedef struct {
     int32_t type, reads, writes, first; /* arguments first .. first + reads + writes − 1 */
@@ -41,7 +42,8 @@ typedef struct { int32_t argument, low, bits, to; } Part;
 typedef struct { int32_t words, width, offset, first_write, writes; } Memory;
 typedef struct { int32_t address, addresses, data, datas, enable, enables; } Write; /* into arguments */
 
-/* v <- (v AND a) XOR x in cycles on .. off - 1, in a slot, at a hook of a node, or in a word of a memory. */
+/* v <- (v AND a) XOR x in cycles on .. off - 1, in a slot, at a hook of a node, or in a word of a memory. A bridge
+ * has a row at each of its nets: word is the node of the other net, a the offset of its masks. */
 typedef struct {
     int32_t fault, kind, place, offset, size, way;
     int32_t on, off;
@@ -208,7 +210,7 @@ Machine *machine_new(int nodes, const Node *node, int parts, const Part *part, i
             }
         m->mask[p] = aligned_alloc(64, sizeof(u64) * MASK * (slots + 8));
         memset(m->mask[p], 0, sizeof(u64) * MASK * (slots + 8));
-        m->dirty[p] = malloc(sizeof(int32_t) * (slots + 1));
+        m->dirty[p] = malloc(sizeof(int32_t) * (BRIDGE_PASSES * slots + 1));
         m->pending[p] = calloc(nodes / 64 + 2, sizeof(u64));
     }
     m->stamp = calloc(slots + 1, sizeof(int64_t));
@@ -270,6 +272,32 @@ static void set_hook(Machine *m, const Row *r, int lane, u64 a, u64 x) {
 }
 static u64 raw_value(Machine *m, const Row *r, int lane) {
     return get(m->hook[r->place] + r->offset + 2 * r->size, r->size / LANES, lane);
+}
+
+/* What a fault at a hook does in a cycle, before anything is computed. */
+static void present(Machine *m, const Row *f, int lane, int t) {
+    if (t == f->on) {
+        m->hooks[f->place]++;
+        if (f->way == APPLY) set_hook(m, f, lane, f->a, f->x);
+    } else if (f->way >= DELAY_RISE && f->way <= HOLD) {
+        u64 before = raw_value(m, f, lane), bit = f->x, a = ~bit, x = before & bit;
+        if (f->way == DELAY_RISE) { a |= before; x = 0; }
+        if (f->way == DELAY_FALL) a |= ~before;
+        if (f->way != HOLD || t == f->on + 1) set_hook(m, f, lane, a, x);
+    }
+}
+/* Let the nets of a bridge see each other as they have just been computed; whether that changed anything. */
+static int meet(Machine *m, const Row *f, int lane) {
+    if (f->way < BRIDGE_AND) return 0;
+    int bytes = f->size / LANES;
+    char *own = m->hook[f->place] + f->offset;
+    u64 other = get(m->hook[f->word] + f->a + 2 * f->size, bytes, lane) & f->x, a = ~f->x, x = other;
+    if (f->way == BRIDGE_AND) { a |= other; x = 0; }
+    if (f->way == BRIDGE_OR) a = ~other;
+    u64 ones = GATE ? 1 : ~0ull >> (64 - 8 * (bytes ? bytes : 8));
+    if (get(own, bytes, lane) == (a & ones) && get(own + f->size, bytes, lane) == (x & ones)) return 0;
+    set_hook(m, f, lane, a, x);
+    return 1;
 }
 
 /* -- memories ---------------------------------------------------------------------------------------------------- */
@@ -439,7 +467,7 @@ void run_plain(Machine *m, int lanes, int cycles, int inputs, const int32_t *inp
                u64 **memory, const golden_t *initial, int rows, const Row *row, golden_t *trace) {
     for (int s = 0; s < m->slots; s++) if (m->is_state[s]) fill(m->value[0][s], m->bytes[s], initial[s]);
     for (int t = 0; t <= cycles; t++) {
-        int par = t & 1;
+        int par = t & 1, bridges = 0;
         for (int k = 0; k < inputs && t < cycles; k++) {
             int s = input_slot[k], size = GATE ? 64 : LANES * m->bytes[s];
             memcpy(m->value[par][s], input, size);
@@ -449,13 +477,8 @@ void run_plain(Machine *m, int lanes, int cycles, int inputs, const int32_t *inp
             const Row *f = row + r;
             int lane = f->fault;
             if (f->kind == AT_HOOK) {
-                if (t == f->on) { m->hooks[f->place]++; if (f->way == APPLY) set_hook(m, f, lane, f->a, f->x); }
-                if (f->way != APPLY && t > f->on && t < f->off) {
-                    u64 before = raw_value(m, f, lane), bit = f->x, a = ~bit, x = before & bit;
-                    if (f->way == DELAY_RISE) { a |= before; x = 0; }
-                    if (f->way == DELAY_FALL) a |= ~before;
-                    if (f->way != HOLD || t == f->on + 1) set_hook(m, f, lane, a, x);
-                }
+                if (t >= f->on && t < f->off) present(m, f, lane, t);
+                bridges |= f->way >= BRIDGE_AND && t >= f->on && t < f->off;
                 if (t == f->off) { m->hooks[f->place]--; set_hook(m, f, lane, ~0ull, 0); }
             } else if (t >= f->on && t < f->off) {
                 if (f->kind == AT_SLOT) {
@@ -467,15 +490,20 @@ void run_plain(Machine *m, int lanes, int cycles, int inputs, const int32_t *inp
                 }
             }
         }
-        for (int n = 0; n < m->nodes; n++) {
-            Node *node = m->node + n;
-            if (node->type == SLICE) run_slice(m, n, par);
-            else if (node->type == GLUE) glue(m, node, par);
-            else
-                for (int l = 0; l < lanes; l++) {
-                    int64_t at = word_of(m->memory + node->memory, assemble(m, par, node->first, node->reads, l));
-                    put_data(m, node, par, l, at < 0 ? 0 : memory[node->memory][at * lanes + l]);
-                }
+        for (int pass = 0, again = 1; again && pass < BRIDGE_PASSES; pass++) {
+            for (int n = 0; n < m->nodes; n++) {
+                Node *node = m->node + n;
+                if (node->type == SLICE) run_slice(m, n, par);
+                else if (node->type == GLUE) glue(m, node, par);
+                else
+                    for (int l = 0; l < lanes; l++) {
+                        int64_t at = word_of(m->memory + node->memory, assemble(m, par, node->first, node->reads, l));
+                        put_data(m, node, par, l, at < 0 ? 0 : memory[node->memory][at * lanes + l]);
+                    }
+            }
+            again = 0;
+            for (int r = 0; r < rows && bridges; r++)
+                if (row[r].kind == AT_HOOK && t >= row[r].on && t < row[r].off) again |= meet(m, row + r, row[r].fault);
         }
         for (int i = 0; i < m->memories; i++)
             for (int k = 0; k < m->memory[i].writes; k++) {
@@ -527,6 +555,40 @@ static void force(Machine *m, const Row *f, int lane, const golden_t *row, int c
     } else clear_bit(mask, lane);
 }
 
+/* Compute all pending nodes of a cycle, and those that they make pending; how many. */
+static int64_t compute(Machine *m, int cur, const golden_t *now, const golden_t *then) {
+    int nxt = 1 - cur;
+    int64_t computed = 0;
+    for (int block = 0; block <= (m->nodes - 1) >> 6; block++)
+        while (m->pending[cur][block]) {
+            int n = 64 * block + __builtin_ctzll(m->pending[cur][block]);
+            m->pending[cur][block] &= m->pending[cur][block] - 1;
+            Node *node = m->node + n;
+            const int32_t *slot = m->argument + node->first;
+            for (int k = 0; k < node->reads; k++) {
+                int s = slot[k];
+                if (m->stamp[s] != m->serial && !any(m->mask[cur] + s * MASK)) {
+                    fill(m->value[cur][s], m->bytes[s], now[s]);
+                    m->stamp[s] = m->serial;
+                }
+            }
+            if (node->type == SLICE) run_slice(m, n, cur);
+            else if (node->type == GLUE) glue(m, node, cur);
+            else read_active(m, node, now, cur);
+            computed++;
+            for (int k = node->reads; k < node->reads + node->writes; k++) {
+                int s = slot[k], to = m->is_state[s] ? nxt : cur;
+                u64 *mask = m->mask[to] + s * MASK;
+                int was = any(mask); /* in an earlier pass of this cycle */
+                int differs = compare(m->value[to][s], m->bytes[s], m->is_state[s] ? then[s] : now[s], mask);
+                if (differs && !was) m->dirty[to][m->dirty_count[to]++] = s;
+                if (differs || was) mark(m, to, s);
+                m->stamp[s] = m->serial + (to == nxt);
+            }
+        }
+    return computed;
+}
+
 typedef struct { int32_t first_row, rows, start; } Fault;
 
 /* One pass over the cycles; faults that found no free lane are put back to the front of `queue`.
@@ -553,7 +615,7 @@ static int sweep(Machine *m, const golden_t *trace, int cycles, int queued, int3
             for (; t < to; t++) if (m->memories) golden_writes(m, trace + (int64_t)t * m->slots);
             m->serial++; /* what was computed ahead for the next cycle no longer counts */
         }
-        int cur = t & 1, nxt = 1 - cur;
+        int cur = t & 1, nxt = 1 - cur, bridges = 0;
         const golden_t *now = trace + (int64_t)t * m->slots, *then = now + m->slots;
         m->serial++;
         while (next < queued && fault[queue[next]].start <= t) {
@@ -589,13 +651,8 @@ static int sweep(Machine *m, const golden_t *trace, int cycles, int queued, int3
                 u64 *w = make_row(m, f->place, f->word);
                 w[lane] = (w[lane] & f->a) ^ f->x;
             } else {
-                if (t == f->on) { m->hooks[f->place]++; if (f->way == APPLY) set_hook(m, f, lane, f->a, f->x); }
-                else if (f->way != APPLY) {
-                    u64 before = raw_value(m, f, lane), bit = f->x, a = ~bit, x = before & bit;
-                    if (f->way == DELAY_RISE) { a |= before; x = 0; }
-                    if (f->way == DELAY_FALL) a |= ~before;
-                    if (f->way != HOLD || t == f->on + 1) set_hook(m, f, lane, a, x);
-                }
+                present(m, f, lane, t);
+                bridges |= f->way >= BRIDGE_AND;
                 m->pending[cur][f->place >> 6] |= 1ull << (f->place & 63);
             }
         }
@@ -606,33 +663,17 @@ static int sweep(Machine *m, const golden_t *trace, int cycles, int queued, int3
                 for (int k = m->reader_first[i]; k < m->reader_first[i + 1]; k++)
                     m->pending[cur][m->reader[k] >> 6] |= 1ull << (m->reader[k] & 63);
         }
-        for (int block = 0; block <= (m->nodes - 1) >> 6; block++)
-            while (m->pending[cur][block]) {
-                int n = 64 * block + __builtin_ctzll(m->pending[cur][block]);
-                m->pending[cur][block] &= m->pending[cur][block] - 1;
-                Node *node = m->node + n;
-                const int32_t *slot = m->argument + node->first;
-                for (int k = 0; k < node->reads; k++) {
-                    int s = slot[k];
-                    if (m->stamp[s] != m->serial && !any(m->mask[cur] + s * MASK)) {
-                        fill(m->value[cur][s], m->bytes[s], now[s]);
-                        m->stamp[s] = m->serial;
-                    }
-                }
-                if (node->type == SLICE) run_slice(m, n, cur);
-                else if (node->type == GLUE) glue(m, node, cur);
-                else read_active(m, node, now, cur);
-                (*computed)++;
-                for (int k = node->reads; k < node->reads + node->writes; k++) {
-                    int s = slot[k], to = m->is_state[s] ? nxt : cur;
-                    u64 *mask = m->mask[to] + s * MASK;
-                    if (compare(m->value[to][s], m->bytes[s], m->is_state[s] ? then[s] : now[s], mask)) {
-                        m->dirty[to][m->dirty_count[to]++] = s;
-                        mark(m, to, s);
-                    }
-                    m->stamp[s] = m->serial + (to == nxt);
-                }
+        *computed += compute(m, cur, now, then);
+        for (int pass = 1, again = bridges; again && pass < BRIDGE_PASSES; pass++) {
+            again = 0;
+            for (int k = 0; k < active; k++) {
+                const Row *f = acting[k];
+                if (f->kind != AT_HOOK || t < f->on || !meet(m, f, acting_lane[k])) continue;
+                m->pending[cur][f->place >> 6] |= 1ull << (f->place & 63);
+                again = 1;
             }
+            if (again) *computed += compute(m, cur, now, then);
+        }
         u64 seen[MASK] = {0};
         int watched = valid >= 0 && any(m->mask[cur] + valid * MASK);
         for (int k = 0; k < m->dirty_count[cur]; k++) {

@@ -20,7 +20,7 @@ from saboteur.errors import TargetError, near
 from saboteur.levels.hardware.compile import CompiledDesign, lane_bytes, slot_bytes
 from saboteur.levels.hardware.netlist import Design, Glue, MemoryRead, Node, Pieces
 
-Way = Literal["apply", "delay_rise", "delay_fall", "delay", "hold"]
+Way = Literal["apply", "delay_rise", "delay_fall", "delay", "hold", "bridge_and", "bridge_or", "bridge_take"]
 PLACES = ("slot", "hook", "memory")
 WAYS: tuple[str, ...] = get_args(Way)
 
@@ -37,7 +37,8 @@ ROW = np.dtype(
     + [("word", "i8"), ("a", "u8"), ("x", "u8")]
 )
 """One effect of a fault: in cycles ``on`` .. ``off`` − 1, v ← (v AND ``a``) XOR ``x``. ``kind`` indexes PLACES:
-``place`` is a slot, a node (``offset`` and ``size`` of the site's masks), or a memory (``word``)."""
+``place`` is a slot, a node (``offset`` and ``size`` of the site's masks), or a memory (``word``). ``way`` indexes
+WAYS. A bridge has a row at each of its nets, in which ``word`` is the node of the other net, ``a`` its offset."""
 DIFFERENCE = np.dtype([("fault", "i4"), ("cycle", "i4"), ("output", "i4"), ("pad", "i4"), ("value", "u8")])
 
 

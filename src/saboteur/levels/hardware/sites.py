@@ -9,16 +9,18 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from saboteur.errors import FaultError, near
 from saboteur.levels.hardware.compile import slot_bytes
 from saboteur.levels.hardware.netlist import Node, plain
 from saboteur.levels.hardware.simulate import PLACES, Simulator
 
-Kind = Literal["flip_flops", "memories", "inputs", "nets", "pins"]
+Kind = Literal["flip_flops", "memories", "inputs", "nets", "pins", "bridges"]
 
 PLACE = np.dtype([(name, "i4") for name in ("kind", "place", "offset", "size")] + [("word", "i8")])
 _BIT = re.compile(r"(.*)\[(\d+)\]$")
@@ -35,6 +37,7 @@ class Group:
         width: bits of a word.
         places: [words], of dtype PLACE.
         names: the name of each word, as far as the source gives one; the slot's, the net's, ``cell.port`` of a pin.
+        partners: [words], of dtype PLACE: the other net of each bridge.
     """
 
     name: str
@@ -43,6 +46,7 @@ class Group:
     width: int
     places: NDArray
     names: tuple[str, ...]
+    partners: NDArray | None = None
 
 
 class Sites:
@@ -69,6 +73,28 @@ class Sites:
             }
             self._found[kind] = {group.name: group for group in build[kind]()}
         return self._found[kind]
+
+    def bridge(self, first: str, second: str) -> Group:
+        """Two nets of a gate-level design, by name.
+
+        Raises:
+            FaultError: when one is no net with a cell that drives it (with near names), or both are the same.
+        """
+        if self._design.level != "gate":
+            raise FaultError("bridges: need the gate level, where a net is one wire")
+        nets = self._nets
+        for name in (first, second):
+            if name not in nets:
+                raise FaultError(f"pairs: {name!r} is not a net that a gate drives{near(name, nets)}")
+        if first == second:
+            raise FaultError(f"pairs: {first!r} cannot be bridged with itself")
+        one, other = (np.array([nets[name]], PLACE) for name in (first, second))
+        return Group(f"{first}~{second}", "", "bridges", 1, one, (f"{first}~{second}",), other)
+
+    @cached_property
+    def _nets(self) -> dict[str, NDArray]:
+        groups = self.groups("nets").values()
+        return {name: place for group in groups for name, place in zip(group.names, group.places, strict=True)}
 
     def lines(self) -> dict[tuple, tuple[NDArray, str]]:
         """At gate level, place and name of each line: ``(instance, cell, port)``, or ``(None, input port, bit)``."""

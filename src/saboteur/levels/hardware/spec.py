@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from saboteur.campaign.target import FaultSpec, Resources, Target, TargetSpec
 
-Where = Literal["flip_flops", "memories", "inputs", "nets", "pins"]
+Where = Literal["flip_flops", "memories", "inputs", "nets", "pins", "bridges"]
 
 
 class HardwareFault(FaultSpec):
@@ -21,6 +21,7 @@ class HardwareFault(FaultSpec):
     - ``inputs``: input ports, in one cycle or in all.
     - ``nets``: outputs of cells, as all that read them see them (stem); ``pins``: one input of one cell (branch). A
       transient fault is a pulse (single-event transient) that lasts for the one cycle.
+    - ``bridges``: shorts between the given ``pairs`` of nets of a gate-level design, with the model ``bridge``.
     """
 
     where: Where
@@ -28,6 +29,7 @@ class HardwareFault(FaultSpec):
         default=("*",), description="module instances; * and ? match as in file names; '' is the top module"
     )
     names: tuple[str, ...] = Field(default=("*",), description="registers, memories or ports, without their instance")
+    pairs: tuple[tuple[str, str], ...] = Field(default=(), description="bridges: hierarchical names of the two nets")
     captured: Annotated[float, Field(gt=0, le=1)] = Field(
         default=1.0,
         description="transient faults on nets and pins: the share of pulses that meet the capture window, (pulse "
@@ -40,9 +42,11 @@ class HardwareFault(FaultSpec):
         return (value,) if isinstance(value, str) else value
 
     @model_validator(mode="after")
-    def _pulses_only(self) -> HardwareFault:
+    def _fits_together(self) -> HardwareFault:
         if self.captured < 1 and (self.where not in ("nets", "pins") or self.duration != "transient"):
             raise ValueError("captured: only transient faults on nets and pins have a capture window")
+        if (self.where == "bridges") != bool(self.pairs) or (self.where == "bridges") != (self.model.kind == "bridge"):
+            raise ValueError("pairs: bridges need pairs of nets and the model bridge, and nothing else takes them")
         return self
 
 

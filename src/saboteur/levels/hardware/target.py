@@ -40,6 +40,7 @@ class _SpaceTable:
     """A fault space as columns by region."""
 
     places: NDArray
+    partners: NDArray
     first: NDArray[np.int64]
     transient: NDArray[np.bool_]
     kinds: list[tuple[FaultModel, int]]
@@ -197,7 +198,7 @@ class DesignTarget(Target):
             if not isinstance(spec, HardwareFault):
                 raise FaultError(f"faults: a {type(spec).__name__} is not a fault of the hardware level")
             for group in self._selected(spec):
-                if WAYS.index(getattr(spec.model, "way", "apply")) and group.kind not in ("nets", "pins"):
+                if WAYS.index(getattr(spec.model, "way", "apply")) and group.kind not in ("nets", "pins", "bridges"):
                     raise FaultError(f"model: {spec.model.kind} is a fault of nets, not of {group.kind}")
                 region = Region(
                     site=group.name,
@@ -216,6 +217,9 @@ class DesignTarget(Target):
         return FaultSpace(tuple(regions.values()))
 
     def _selected(self, spec: HardwareFault) -> Iterator[Group]:
+        if spec.where == "bridges":
+            yield from (self.sites.bridge(*pair) for pair in spec.pairs)
+            return
         groups = self.sites.groups(spec.where)
         if spec.where == "pins" and getattr(spec.model, "way", "apply") != "apply":
             raise FaultError(f"model: {spec.model.kind}: on nets only; a pin's old value is its net's")
@@ -252,6 +256,8 @@ class DesignTarget(Target):
         return np.asarray(memory.initial if given is None else given, np.uint64), region.format
 
     def _group(self, region: Region) -> Group:
+        if region.component == "bridge":
+            return self.sites.bridge(*region.site.split("~"))
         for kind in _KINDS:
             if region.component == kind.removesuffix("s"):
                 groups = self.sites.groups(kind)
@@ -287,7 +293,12 @@ class DesignTarget(Target):
                 else:
                     rows["a"][of], rows["x"][of], way = masks(model, faults.variant[of], faults.drawn[of], bits)
                 if way:  # the old value is that of the cycle before
-                    rows["way"][of], rows["on"][of] = way, np.maximum(on[of] - 1, 0)
+                    bridge = way >= WAYS.index("bridge_and")
+                    rows["way"][of], rows["on"][of] = way, on[of] if bridge else np.maximum(on[of] - 1, 0)
+        bridged = rows["way"] >= WAYS.index("bridge_and")
+        if bridged.any():
+            partners = table.partners[table.first[faults.region] + faults.element]
+            return _with_both_nets(rows, partners, bridged)
         share = table.captured[faults.region]
         if (share == 1).all():
             return rows
@@ -301,6 +312,7 @@ class DesignTarget(Target):
             number = {kind: i for i, kind in enumerate(kinds)}
             table = _SpaceTable(
                 places=np.concatenate([group.places for group in groups]),
+                partners=np.concatenate([g.places if g.partners is None else g.partners for g in groups]),
                 first=np.cumsum([0, *(len(group.places) for group in groups[:-1])]),
                 transient=np.array([region.duration == "transient" for region in space.regions]),
                 kinds=kinds,
@@ -472,6 +484,28 @@ def _spread(place: str, golden: NDArray, faulty: NDArray) -> dict[str, object]:
         "max_abs_error": float(error.max(initial=0.0)),
         "rms_error": float(np.sqrt(np.mean(error**2))) if error.size else 0.0,
     }
+
+
+def _with_both_nets(rows: NDArray, partners: NDArray, bridged: NDArray[np.bool_]) -> NDArray:
+    """A row at each net of each bridge, pointing at the other one; x of ``rows`` is the variant."""
+    first = rows[bridged]
+    second, other, variant = first.copy(), partners[bridged], first["x"].copy()
+    for column in PLACE.names or ():
+        second[column] = other[column]
+    for row, partner in ((first, second), (second, first)):
+        row["word"], row["a"], row["x"] = partner["place"], partner["offset"], 1
+    take = WAYS.index("bridge_take")
+    for row, wins in ((first, variant == 0), (second, variant == 1)):
+        row[(row["way"] == take) & wins] = _untouched(row[(row["way"] == take) & wins])
+    joined = np.concatenate([rows[~bridged], first, second])
+    return joined[np.argsort(joined["fault"], kind="stable")]
+
+
+def _untouched(rows: NDArray) -> NDArray:
+    """The same places, watched but unchanged."""
+    rows = rows.copy()
+    rows["way"], rows["a"], rows["x"], rows["word"] = 0, 0xFFFFFFFFFFFFFFFF, 0, 0
+    return rows
 
 
 def _literal(pattern: str) -> str:
