@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from saboteur import workloads
@@ -356,6 +357,7 @@ class TestFingerprints:
 
 USER_FILE = """
 import torch
+from pydantic import ValidationError
 from torch import nn
 
 def network():
@@ -438,3 +440,8 @@ class TestLoading:
 
 def five_inputs() -> tuple[Tensor, None]:
     return models.numbers(5, 5), None
+
+
+def test_a_model_that_needs_the_cycle_before_is_refused() -> None:
+    with pytest.raises(ValidationError, match="delay needs the value of the cycle before"):
+        SoftwareFault.model_validate({"where": "weights", "model": "delay"})

@@ -28,6 +28,8 @@ class FaultModel(Part):
     """What goes wrong with one word in one number format."""
 
     group: ClassVar[str] = "saboteur.fault_models"
+    memoryless: ClassVar[bool] = True
+    """Whether the faulted word follows from the fault-free one; otherwise a level has to simulate the fault."""
 
     @property
     def name(self) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,6 +50,8 @@ class Bits(NumberFormat):
 
 class _LogicModel(FaultModel):
     """A fault that is no function of the word alone; the hardware level simulates it."""
+
+    memoryless: ClassVar[bool] = False
 
     def variants(self, bits: int) -> int:
         """The bits."""

@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 from saboteur.campaign.target import FaultSpec, Resources, Target, TargetSpec
 from saboteur.errors import SaboteurError
 from saboteur.faults.formats import number_format
+from saboteur.faults.models import FaultModel
 
 Where = Literal[
     "weights",
@@ -55,6 +56,15 @@ class SoftwareFault(FaultSpec):
     @classmethod
     def _one_or_many(cls, value: object) -> object:
         return (value,) if isinstance(value, str) else value
+
+    @field_validator("model")
+    @classmethod
+    def _acts_on_words(cls, model: FaultModel) -> FaultModel:
+        if not model.memoryless:
+            raise ValueError(
+                f"{model.kind} needs the value of the cycle before, which only the nets of HDL designs have"
+            )
+        return model
 
     @model_validator(mode="after")
     def _granularity_fits(self) -> SoftwareFault:
