@@ -71,7 +71,7 @@ def word(full: bool = False) -> list[Row]:
             _row("hardware.word", f"{where}: faulty cycles simulated", plain, "cycles/s", reference),
             _row("hardware.word", f"{where}: upsets simulated", simulated, "faults/s", serial),
             _row(
-                "hardware.word", f"{where}: upsets, list to answers", answered, "faults/s", _divided(reference, cycles)
+                "hardware.word", f"{where}: upsets, list to outcomes", answered, "faults/s", _divided(reference, cycles)
             ),
         ]
     return rows + _network()
@@ -127,12 +127,12 @@ def _plain_cycles(target: DesignTarget) -> float:
 
 
 def _upsets(target: DesignTarget) -> tuple[float, float]:
-    """Upsets a second: the simulation alone, and from a list of faults to all faulty answers."""
+    """Upsets a second: the simulation alone, and from a list of faults to what became of each."""
     space = target.space([HardwareFault(where="flip_flops", model=BitFlip(), duration="transient")])
     faults = draw_faults(space, _FAULTS)
-    target.answers(space, faults, 0)
+    target.outcomes(space, faults, 0)
     begin = time.process_time()
-    target.answers(space, faults, 0)
+    target.outcomes(space, faults, 0)
     answered = time.process_time() - begin
     trace, rows = target.golden_trace(0), target.rows(space, faults)
     rows = rows[np.lexsort((rows["on"], rows["place"]))]

@@ -407,7 +407,7 @@ class DesignTarget(Target):
             null) and ``corrupted`` (the answer differs, whether or not an alarm was raised).
         """
         rows = self.rows(space, self._acting(space, faults, run))
-        answers, mine = self.answers(space, faults, run)
+        answers, mine = self._respond(run, rows, np.arange(faults.trials))
         start = np.full(faults.trials, self.stimulus.cycles)
         np.minimum.at(start, rows["fault"], rows["on"])
         outcome = np.where(answers.changed, "sdc", np.where(answers.latent, "latent", "masked"))

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -61,7 +62,6 @@ class Answers:
 
     Attributes:
         affected: int64 [affected], the faults of which some watched value differs, in order.
-        outputs: [affected, numbers], their answers; meaningless where the machine hangs.
         hang: bool [faults].
         alarm: int32 [faults]: the first cycle with an alarm; −1 for none.
         changed: bool [faults]: some number differs from the golden one.
@@ -69,11 +69,16 @@ class Answers:
     """
 
     affected: NDArray[np.int64]
-    outputs: NDArray[np.int64]
     hang: NDArray[np.bool_]
     alarm: NDArray[np.int32]
     changed: NDArray[np.bool_]
     latent: NDArray[np.bool_]
+    _outputs: Callable[[], NDArray[np.int64]] = field(repr=False)
+
+    @cached_property
+    def outputs(self) -> NDArray[np.int64]:
+        """[affected, numbers], the answers; meaningless where the machine hangs."""
+        return self._outputs()
 
 
 class Observer:
@@ -212,38 +217,49 @@ class Observer:
         hit[found["fault"]] = True
         affected = np.flatnonzero(hit)
         if self._valid is None:
-            place = np.cumsum(hit) - 1
-            outputs = self._patched(trace, golden, found, place[found["fault"]], len(affected))
+            place, position, bits = self._changes(trace, found, np.cumsum(hit) - 1)
+            changed[affected[place]] = True
+            outputs = partial(self._patched, golden, place, position, bits, len(affected))
         else:
-            outputs, hang[affected] = self._collected(trace, golden, found, affected, chunk)
-        changed[affected] = (outputs != golden).any(axis=1)
-        return Answers(affected, outputs, hang, alarm, changed, response.converged == -1)
+            words, hang[affected] = self._collected(trace, golden, found, affected, chunk)
+            changed[affected] = (words != golden).any(axis=1)
+            outputs = partial(np.asarray, words)
+        return Answers(affected, hang, alarm, changed, response.converged == -1, outputs)
 
-    def _patched(
-        self, trace: NDArray, golden: NDArray[np.int64], found: NDArray, place: NDArray[np.int64], count: int
-    ) -> NDArray[np.int64]:
-        """Golden answers with the bits changed that differ, at given strobes; ``place`` is the row of each."""
+    def _changes(
+        self, trace: NDArray, found: NDArray, place_of: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.uint64]]:
+        """At given strobes, which bits of which number of which affected machine differ: place, position, bits."""
         parts = self._parts
         repeats = parts.count[found["output"]]
         ends = np.cumsum(repeats)
         row = np.repeat(np.arange(len(found)), repeats)
         part = np.arange(len(row)) - np.repeat(ends - repeats - parts.first[found["output"]], repeats)
-        cycle = found["cycle"][row]
-        position = self._position[cycle, parts.number[part]]
-        kept = position >= 0
-        row, part, cycle, position = row[kept], part[kept], cycle[kept], position[kept]
-        before = trace[cycle, self.slots[found["output"][row]]].astype(np.uint64)
-        bits = ((found["value"][row] ^ before) >> parts.low[part] & parts.mask[part]) << parts.to[part]
-        change = np.zeros((count, len(golden)), np.uint64)
-        np.bitwise_or.at(change, (place[row], position), bits)
-        outputs = np.repeat(golden[None], count, axis=0)
-        touched = np.nonzero(change)
-        number = np.nonzero(self._strobe)[1][touched[1]]
+        position = self._position[found["cycle"][row], parts.number[part]]
+        row, part, position = row[position >= 0], part[position >= 0], position[position >= 0]
+        seen = found[row]
+        before = trace[seen["cycle"], self.slots[seen["output"]]].astype(np.uint64)
+        bits = ((seen["value"] ^ before) >> parts.low[part] & parts.mask[part]) << parts.to[part]
+        differs = bits != 0
+        return place_of[seen["fault"][differs]], position[differs], bits[differs]
+
+    def _patched(
+        self,
+        golden: NDArray[np.int64],
+        place: NDArray[np.int64],
+        position: NDArray[np.int64],
+        bits: NDArray[np.uint64],
+        count: int,
+    ) -> NDArray[np.int64]:
+        """Golden answers with these bits changed."""
+        outputs = np.repeat(golden.view(np.uint64)[None], count, axis=0)
+        np.bitwise_xor.at(outputs, (place, position), bits)
+        number = np.nonzero(self._strobe)[1][position]
         unused = (64 - self._widths[number]).astype(np.uint64)
-        raised = (golden[touched[1]].view(np.uint64) ^ change[touched]) << unused
-        signed = raised.view(np.int64) >> unused.view(np.int64)
-        outputs[touched] = np.where(self._signed[number], signed, (raised >> unused).view(np.int64))
-        return outputs
+        raised = outputs[place, position] << unused
+        signed = (raised.view(np.int64) >> unused.view(np.int64)).view(np.uint64)
+        outputs[place, position] = np.where(self._signed[number], signed, raised >> unused)
+        return outputs.view(np.int64)
 
     def _collected(
         self, trace: NDArray, golden: NDArray[np.int64], found: NDArray, affected: NDArray[np.int64], chunk: int
