@@ -36,8 +36,10 @@ from saboteur.outcomes.recorder import Recorder
 
 log = logging.getLogger(__name__)
 
-_TOGETHER = 64
-"""Pairs in one pass; more no longer fit the CPU's caches."""
+_BYTES_TOGETHER = 2**22
+"""Pairs travel together whose largest result fits into this; more would no longer fit the CPU's caches."""
+
+_PROBED_TOGETHER = 64
 
 _DEVIATIONS_TOGETHER = 2**22
 """Values of first deviations that are worked out together."""
@@ -214,8 +216,8 @@ class ExactEngine:
         """
         golden = chunk.values[self.graph.output]
         worst = float(golden.abs().max()) * float(np.finfo(np.float32).eps)
-        for first in range(0, len(chunk.inputs), _TOGETHER):
-            row = torch.arange(first, min(first + _TOGETHER, len(chunk.inputs)))
+        for first in range(0, len(chunk.inputs), _PROBED_TOGETHER):
+            row = torch.arange(first, min(first + _PROBED_TOGETHER, len(chunk.inputs)))
             values = {index: chunk.values[index][row] for index in self.graph.arguments}
             pairs = Pairs(chunk, row, row, values, torch.zeros(len(row), dtype=torch.float64))
             outputs = self._whole.run(pairs, lambda *_: None)
@@ -281,7 +283,8 @@ class _Block:
         return number[~proved], row[~proved]
 
     def _simulate(self, number: NDArray, row: NDArray) -> None:
-        chunk, together = self.chunk, _TOGETHER
+        chunk = self.chunk
+        together = max(1, _BYTES_TOGETHER // self.narrow.largest_result(chunk))
         pairs = Pairs(
             chunk, torch.from_numpy(number), torch.from_numpy(row), {}, torch.zeros(len(row), dtype=torch.float64)
         )

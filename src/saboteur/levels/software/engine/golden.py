@@ -54,7 +54,10 @@ class Chunk:
                 {
                     index: value[kept.to(value.device)]
                     for index, value in values.items()
-                    if index not in skipped and isinstance(value, Tensor) and graph.varies[index]
+                    if index not in skipped
+                    and isinstance(value, Tensor)
+                    and graph.varies[index]
+                    and graph.leads_to_output[index]
                 }
             )
             self.constants = {index: value for index, value in values.items() if not graph.varies[index]}

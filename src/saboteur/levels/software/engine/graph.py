@@ -87,6 +87,7 @@ class Graph:
         self.output = self._index[returned]
         self.tensors: set[int] = set()
         """The nodes whose results are tensors, known after :meth:`check`."""
+        self._after: dict[tuple[int, ...], set[int]] = {}
         self.varies = self._varying()
         self.leads_to_output = self._leading()
 
@@ -176,6 +177,12 @@ class Graph:
 
     def after(self, sources: Sequence[int]) -> set[int]:
         """The nodes that depend on any of ``sources``, these not included."""
+        key = tuple(sources)
+        if key not in self._after:
+            self._after[key] = self._reached_from(key)
+        return self._after[key]
+
+    def _reached_from(self, sources: tuple[int, ...]) -> set[int]:
         reached = set(sources)
         for node in self.nodes:
             if any(source in reached for source in node.inputs):
@@ -224,7 +231,13 @@ class Graph:
                 it is made again.
         """
         size = len(tensors[0])
-        values = self.run([tensor.clone() for tensor in tensors])
+        values: Values = dict(zip(self.arguments, (tensor.clone() for tensor in tensors), strict=True))
+        for node in self.nodes:
+            if node.index not in values:
+                before = {source: _copied(values[source]) for source in node.inputs}
+                values[node.index] = self.call(node, values)
+                if not all(same(values[source], copy) for source, copy in before.items()):
+                    raise Untraceable(f"{node.call.name}: the call changes its arguments")
         self.tensors = {index for index, value in values.items() if isinstance(value, Tensor)}
         order = torch.arange(size - 1, -1, -1)[: max(size - 1, 1)]
         other = self.run([tensor[order.to(tensor.device)].clone() for tensor in tensors])
@@ -235,13 +248,9 @@ class Graph:
             if not _rows_agree(value, other[node.index], order):
                 raise Untraceable(f"{node.call.name}: the first axis of its result does not tell the inputs apart")
         for node in self.nodes:
-            if node.call.op not in ("placeholder", "get_attr"):
-                before = {source: _copied(values[source]) for source in node.inputs}
-                again = self.call(node, values)
-                if not same(again, values[node.index]):
-                    raise Untraceable(f"{node.call.name}: the call does not repeat bit for bit")
-                if not all(same(values[source], copy) for source, copy in before.items()):
-                    raise Untraceable(f"{node.call.name}: the call changes its arguments")
+            repeats = node.call.op in ("placeholder", "get_attr") or same(self.call(node, values), values[node.index])
+            if not repeats:
+                raise Untraceable(f"{node.call.name}: the call does not repeat bit for bit")
         return values
 
 

@@ -192,6 +192,8 @@ class Suffix:
                 self.stages.append(stage)
         self.dirty = dirty
         self.cuts = self._cuts()
+        reads = [set(stage.inputs) for stage in self.stages]
+        self._needed_after = [set().union({graph.output}, *reads[place + 1 :]) for place in range(len(reads))]
 
     def _cuts(self) -> set[int]:
         """The nodes after which all that follows depends on them alone."""
@@ -204,16 +206,12 @@ class Suffix:
                 cuts.add(stage.index)
         return cuts
 
-    def needed_after(self, place: int) -> set[int]:
-        """The deviating results that stages after the ``place``-th read."""
-        return {source for after in self.stages[place + 1 :] for source in after.inputs} | {self.graph.output}
-
     def run(self, pairs: Pairs, decide: Decide) -> Tensor:
         """The outputs of the pairs that ``decide``, called at every cut, has not let go of."""
         for place, stage in enumerate(self.stages):
             if stage.index not in pairs.values:
                 pairs.values[stage.index] = self._result(stage, pairs)
-            needed = self.needed_after(place)
+            needed = self._needed_after[place]
             pairs.values = {index: value for index, value in pairs.values.items() if index in needed}
             if stage.index in self.cuts and stage.index in pairs.chunk.values:  # a tuple has no one deviation
                 self._decide(stage.index, pairs, decide)
