@@ -18,7 +18,8 @@ from saboteur.levels.software.engine.graph import Graph, Values
 from saboteur.levels.software.engine.groups import Group
 from saboteur.outcomes.recorder import Recorder
 
-_BATCHES_TOGETHER = 8
+_BYTES_TOGETHER = 2**27
+"""So much of the largest result of each pair is kept while pairs wait for each other."""
 
 
 class Replay:
@@ -32,16 +33,17 @@ class Replay:
     def __init__(self, chunk: Chunk, recorder: Recorder):
         self._chunk = chunk
         self._recorder = recorder
+        largest = max(value[0].nbytes for value in chunk.values.values())
+        self._most = max(1, _BYTES_TOGETHER // largest)
         self._waiting: list[tuple[Group, NDArray[np.int64], NDArray[np.int64]]] = []
 
     def add(self, group: Group, number: NDArray[np.int64], row: NDArray[np.int64]) -> None:
         """Take in pairs: the number of the trial in its group, and the input counted from the chunk's first."""
-        most = _BATCHES_TOGETHER * self._chunk.batching.size
         order = np.argsort(number, kind="stable")
-        for first in range(0, len(order), most):
-            part = order[first : first + most]
+        for first in range(0, len(order), self._most):
+            part = order[first : first + self._most]
             self._waiting.append((group, number[part], row[part]))
-            if sum(len(some) for _, some, _ in self._waiting) >= most:
+            if sum(len(some) for _, some, _ in self._waiting) >= self._most:
                 self.run()
 
     def run(self) -> None:
