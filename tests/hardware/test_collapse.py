@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -128,6 +129,20 @@ def test_collapsing_loses_no_detection() -> None:
     every = first_detections(response.differences, len(rows))
     assert len(rows) >= collapsed.total
     assert set(every[every >= 0]) == set(seen[seen >= 0])
+
+
+def test_what_nothing_can_show(tmp_path: Path) -> None:
+    """An OR whose output is left open: its output and its pins are untestable, the stems before it are not."""
+    source = tmp_path / "open.v"
+    source.write_text(
+        "module half(input a, input b, output x, output y); assign x = a & b; assign y = a | b; endmodule\n"
+        "module t(input a, input b, output x); half h(.a(a), .b(b), .x(x), .y()); endmodule\n"
+    )
+    simulator = Simulator(Design(read_verilog([source], "t", "gate")))
+    collapsed = collapse(Sites(simulator), simulator.design)
+    # lines: a, b, x, y, and a branch of a and of b at each gate; the AND's faults at 0 are one class of three
+    assert (collapsed.total, collapsed.untestable) == (16, 6)
+    assert sorted(collapsed.size.tolist()) == [1] * 7 + [3]
 
 
 def test_word_level_has_no_such_rules() -> None:

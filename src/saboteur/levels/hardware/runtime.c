@@ -557,33 +557,45 @@ static void force(Machine *m, const Row *f, int lane, const golden_t *row, int c
 
 /* Compute all pending nodes of a cycle, and those that they make pending; how many. */
 static int64_t compute(Machine *m, int cur, const golden_t *now, const golden_t *then) {
-    int nxt = 1 - cur;
+    /* in locals, because the compiler must take any store to a lane for a store to the machine */
+    const int nxt = 1 - cur, blocks = (m->nodes + 63) >> 6;
+    const int64_t serial = m->serial;
+    const int32_t *const bytes = m->bytes, *const argument = m->argument;
+    const uint8_t *const is_state = m->is_state;
+    int64_t *const stamp = m->stamp;
+    u64 *const pending = m->pending[cur], *const mask_now = m->mask[cur], *const mask_then = m->mask[nxt];
+    char **const value_now = m->value[cur], **const value_then = m->value[nxt];
     int64_t computed = 0;
-    for (int block = 0; block <= (m->nodes - 1) >> 6; block++)
-        while (m->pending[cur][block]) {
-            int n = 64 * block + __builtin_ctzll(m->pending[cur][block]);
-            m->pending[cur][block] &= m->pending[cur][block] - 1;
+    for (int block = 0; block < blocks; block++)
+        while (pending[block]) {
+            int n = 64 * block + __builtin_ctzll(pending[block]);
+            pending[block] &= pending[block] - 1;
             Node *node = m->node + n;
-            const int32_t *slot = m->argument + node->first;
-            for (int k = 0; k < node->reads; k++) {
+            const int32_t *slot = argument + node->first;
+            const int reads = node->reads, all = reads + node->writes;
+            for (int k = 0; k < reads; k++) {
                 int s = slot[k];
-                if (m->stamp[s] != m->serial && !any(m->mask[cur] + s * MASK)) {
-                    fill(m->value[cur][s], m->bytes[s], now[s]);
-                    m->stamp[s] = m->serial;
+                if (stamp[s] != serial && !any(mask_now + s * MASK)) {
+                    fill(value_now[s], bytes[s], now[s]);
+                    stamp[s] = serial;
                 }
             }
             if (node->type == SLICE) run_slice(m, n, cur);
             else if (node->type == GLUE) glue(m, node, cur);
             else read_active(m, node, now, cur);
             computed++;
-            for (int k = node->reads; k < node->reads + node->writes; k++) {
-                int s = slot[k], to = m->is_state[s] ? nxt : cur;
-                u64 *mask = m->mask[to] + s * MASK;
+            for (int k = reads; k < all; k++) {
+                int s = slot[k], later = is_state[s];
+                u64 *mask = (later ? mask_then : mask_now) + s * MASK;
                 int was = any(mask); /* in an earlier pass of this cycle */
-                int differs = compare(m->value[to][s], m->bytes[s], m->is_state[s] ? then[s] : now[s], mask);
-                if (differs && !was) m->dirty[to][m->dirty_count[to]++] = s;
-                if (differs || was) mark(m, to, s);
-                m->stamp[s] = m->serial + (to == nxt);
+                int differs = later ? compare(value_then[s], bytes[s], then[s], mask)
+                                    : compare(value_now[s], bytes[s], now[s], mask);
+                stamp[s] = serial + later;
+                if (differs | was) {
+                    int to = later ? nxt : cur;
+                    if (differs && !was) m->dirty[to][m->dirty_count[to]++] = s;
+                    mark(m, to, s);
+                }
             }
         }
     return computed;

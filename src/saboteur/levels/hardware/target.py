@@ -364,19 +364,27 @@ class DesignTarget(Target):
 
     def _respond(self, run: int, rows: NDArray, trials: NDArray[np.int64]) -> tuple[Answers, NDArray[np.int64]]:
         """Answers of ``trials`` in one run, in an order in which faults of one place are neighbours."""
-        rows = _without_clashes(rows[np.isin(rows["fault"], trials)])
+        rows = _without_clashes(rows)
+        if len(rows) and not np.array_equal(rows["fault"], trials):
+            rows = rows[np.isin(rows["fault"], trials)]
         first = np.minimum(np.searchsorted(rows["fault"], trials), max(len(rows) - 1, 0))
         key = np.zeros(len(trials), np.int64)
         if len(rows):
-            key = (rows["kind"][first].astype(np.int64) << 32) + rows["place"][first]
-            in_slot = rows["kind"][first] == PLACES.index("slot")
-            key[in_slot] = self._neighbours[rows["place"][first[in_slot]]]
-        ordered = trials[np.argsort(key, kind="stable")]
-        rank = np.full(int(trials.max()) + 1, -1)
-        rank[ordered] = np.arange(len(ordered))
-        renumbered = rows.copy()
-        renumbered["fault"] = rank[rows["fault"]]
-        renumbered = renumbered[np.argsort(renumbered["fault"], kind="stable")]
+            kind, place = rows["kind"][first], rows["place"][first]
+            in_slot = kind == PLACES.index("slot")
+            key = (kind.astype(np.int64) << 32) + place
+            key[in_slot] = self._neighbours[place[in_slot]]
+        order = np.argsort(key, kind="stable")
+        ordered = trials[order]
+        if np.array_equal(rows["fault"], trials):
+            renumbered = rows[order]
+            renumbered["fault"] = np.arange(len(ordered))
+        else:
+            rank = np.full(int(trials.max()) + 1, -1)
+            rank[ordered] = np.arange(len(ordered))
+            renumbered = rows.copy()
+            renumbered["fault"] = rank[rows["fault"]]
+            renumbered = renumbered[np.argsort(renumbered["fault"], kind="stable")]
         trace = self.golden_trace(run)
         watch = self.observer.watch(trace)
         response = self.simulator.respond(trace, self._images(run), watch, renumbered, len(trials))
@@ -444,7 +452,7 @@ class DesignTarget(Target):
 
     def traces(self, rows: NDArray, run: int) -> tuple[NDArray, NDArray]:
         """The golden and the faulty trace [cycles, slots] of one trial (rows with ``fault`` 0) in one run."""
-        mine = _without_clashes(rows)
+        mine = _without_clashes(rows).copy()
         mine["fault"] = 0
         trace = self.simulator.run(self.stimulus, [run], mine)
         assert trace is not None
@@ -515,7 +523,10 @@ def _literal(pattern: str) -> str:
 
 def _without_clashes(rows: NDArray) -> NDArray:
     """Rows of one trial at one net or pin, put together: the masks of a place hold one effect at a time."""
-    rows = rows[np.argsort(rows["fault"], kind="stable")]
+    if (np.diff(rows["fault"]) < 0).any():
+        rows = rows[np.argsort(rows["fault"], kind="stable")]
+    if (np.diff(rows["fault"]) > 0).all():
+        return rows
     at_hook = rows["kind"] == PLACES.index("hook")
     keys = rows[["fault", "place", "offset"]]
     _, inverse, counts = np.unique(keys[at_hook], return_inverse=True, return_counts=True)

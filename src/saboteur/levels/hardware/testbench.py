@@ -231,17 +231,19 @@ class Observer:
     ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.uint64]]:
         """At given strobes, which bits of which number of which affected machine differ: place, position, bits."""
         parts = self._parts
-        repeats = parts.count[found["output"]]
-        ends = np.cumsum(repeats)
+        fault, cycle, slot, value = (
+            np.ascontiguousarray(found[name]) for name in ("fault", "cycle", "output", "value")
+        )
+        repeats = parts.count[slot]
         row = np.repeat(np.arange(len(found)), repeats)
-        part = np.arange(len(row)) - np.repeat(ends - repeats - parts.first[found["output"]], repeats)
-        position = self._position[found["cycle"][row], parts.number[part]]
-        row, part, position = row[position >= 0], part[position >= 0], position[position >= 0]
-        seen = found[row]
-        before = trace[seen["cycle"], self.slots[seen["output"]]].astype(np.uint64)
-        bits = ((seen["value"] ^ before) >> parts.low[part] & parts.mask[part]) << parts.to[part]
-        differs = bits != 0
-        return place_of[seen["fault"][differs]], position[differs], bits[differs]
+        part = np.arange(len(row)) + np.repeat(parts.first[slot] - np.cumsum(repeats) + repeats, repeats)
+        position = self._position[cycle[row], parts.number[part]]
+        kept = np.flatnonzero(position >= 0)
+        row, part, position = row[kept], part[kept], position[kept]
+        before = trace[cycle[row], self.slots[slot[row]]].astype(np.uint64)
+        bits = ((value[row] ^ before) >> parts.low[part] & parts.mask[part]) << parts.to[part]
+        differs = np.flatnonzero(bits)
+        return place_of[fault[row[differs]]], position[differs], bits[differs]
 
     def _patched(
         self,
