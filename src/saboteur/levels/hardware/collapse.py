@@ -51,7 +51,7 @@ class Collapsed:
     def rows(self, cycles: int) -> NDArray:
         """The faults as rows of dtype ROW, present in all of so many cycles."""
         rows = np.zeros(len(self.places), ROW)
-        for column in self.places.dtype.names:
+        for column in PLACE.names or ():
             rows[column] = self.places[column]
         rows["fault"], rows["off"], rows["x"] = np.arange(len(rows)), cycles + 1, self.value
         return rows

@@ -91,7 +91,7 @@ class SliceCode:
 
     def __init__(self, part: Slice, hooked: bool):
         self.part, self.module, self.hooked = part, part.module, hooked
-        self.level = part.module.level
+        self.level: Level = part.module.level
         self.sites: list[Site] = []
         self.hook_bytes = 0
         self._lines: list[str] = []
@@ -376,7 +376,8 @@ class CompiledDesign:
     """
 
     def __init__(self, design: Design):
-        self.design, self.level = design, design.level
+        self.design = design
+        self.level: Level = design.level
         self.lanes = LANES[design.level]
         self.slices = [part for module in design.modules.values() for part in module.slices]
         self._hooked: dict[str, dict[int, int]] = {}

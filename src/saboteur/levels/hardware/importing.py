@@ -111,7 +111,7 @@ def from_json(design: Mapping[str, Any] | Path | str, top: str | None = None, le
         raise TargetError("netlist: not Yosys JSON: it needs 'modules' by name")
     marked = [name for name, module in modules.items() if int(str(module.get("attributes", {}).get("top", 0)), 2)]
     found = marked[0] if len(marked) == 1 and (top is None or top not in modules) else top
-    if found not in modules:
+    if found is None or found not in modules:
         raise TargetError(f"top: no module {top!r} in the design{near(str(top), modules)}")
     used, queue = {}, [found]
     while queue:

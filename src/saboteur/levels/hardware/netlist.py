@@ -15,11 +15,11 @@ from itertools import pairwise
 from typing import Any
 
 from saboteur.errors import TargetError
-from saboteur.levels.hardware.importing import Netlist
+from saboteur.levels.hardware.importing import Level, Netlist
 
 Bit = int | str
 WORD_BITS = 64
-_SLICE_CELLS = {"word": 128, "gate": 512}
+_SLICE_CELLS: dict[Level, int] = {"word": 128, "gate": 512}
 _BITWISE = {"$and", "$or", "$xor", "$xnor", "$not", "$pos", "$mux", "$bwmux", "$pmux"}
 _OPERATORS = _BITWISE | {
     *("$neg", "$add", "$sub", "$mul", "$div", "$mod", "$divfloor", "$modfloor"),
@@ -60,7 +60,7 @@ class Memory:
     width: int
     offset: int
     initial: list[int]
-    reads: list[tuple[list[Bit], list[int]]]
+    reads: list[tuple[list[Bit], list[Bit]]]
     """(address, data) of each read port."""
     writes: list[tuple[list[Bit], list[Bit], list[Bit]]]
     """(address, data, enable of each bit) of each write port; later ports win."""
@@ -85,8 +85,9 @@ class Slice:
 class Module:
     """One module of the netlist, cut into slices."""
 
-    def __init__(self, name: str, content: Mapping[str, Any], level: str, known: Iterable[str]):
-        self.name, self.level = name, level
+    def __init__(self, name: str, content: Mapping[str, Any], level: Level, known: Iterable[str]):
+        self.name = name
+        self.level: Level = level
         self.ports: dict[str, tuple[str, list[Bit]]] = {}
         for port, entry in content["ports"].items():
             if entry["direction"] == "inout":
@@ -136,8 +137,8 @@ class Module:
             for part in _cut(connections["Q"]):
                 bits = [connections["Q"][i] for i in part]
                 data = [connections["D"][i] for i in part]
-                known = any(bit in self._initial for bit in bits)
-                initial = sum(self._initial.get(bit, 0) << i for i, bit in enumerate(bits)) if known else None
+                set_at_start = any(bit in self._initial for bit in bits)
+                initial = sum(self._initial.get(bit, 0) << i for i, bit in enumerate(bits)) if set_at_start else None
                 self.cells.append(Cell(name, kind, {}, {"D": data}, bits, source, initial))
         elif kind == "$mem_v2":
             self._add_memory(name, entry, where)
@@ -553,7 +554,8 @@ class Design:
     """
 
     def __init__(self, netlist: Netlist):
-        self.netlist, self.level = netlist, netlist.level
+        self.netlist = netlist
+        self.level: Level = netlist.level
         self.modules = {
             name: Module(name, content, netlist.level, netlist.modules) for name, content in netlist.modules.items()
         }
@@ -639,9 +641,10 @@ class Design:
             words += [bits for memory in module.memories for address, _ in memory.reads for bits in [address]]
             words += [bits for memory in module.memories for port in memory.writes for bits in port]
             for bits in words:
-                origins = [self.origin(path, bit) for bit in bits]
-                if origins and all(o and o[0] == "port" and o[1] == origins[0][1] for o in origins):
-                    wanted[origins[0][1]].add((origins[0][2], len(bits)))
+                origins = [self.origin(path, bit) or () for bit in bits]
+                first = origins[0] if origins else ()
+                if len(first) == 3 and all(len(o) == 3 and o[:2] == first[:2] for o in origins):
+                    wanted[first[1]].add((first[2], len(bits)))
         self.inputs: dict[str, Pieces] = {}
         self._input_slot: dict[tuple[str, int], tuple[int, int]] = {}
         for port, spans in wanted.items():

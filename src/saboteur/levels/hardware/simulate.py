@@ -355,8 +355,13 @@ class Simulator:
                 ctypes.c_void_p(self.compiled.hooked(number)),
             )
 
-    def read(self, trace: NDArray, pieces: Pieces) -> NDArray:
-        """The values of a port from a trace [..., slots]: uint64, or Python integers where wider than 64 bits."""
+    def read(self, trace: Any, pieces: Pieces) -> NDArray:
+        """The values of a port: uint64, or Python integers where wider than 64 bits.
+
+        Args:
+            trace: [..., slots], or what is indexed like it.
+            pieces: of the port.
+        """
         width = sum(bits for _, _, bits, _ in pieces)
         kind = np.dtype(np.uint64) if width <= 64 else np.dtype(object)
         value = np.zeros(trace.shape[:-1], kind)

@@ -78,7 +78,8 @@ class DesignTarget(Target):
         if first_cycle >= stimulus.cycles:
             raise TargetError(f"first_cycle: {first_cycle} with {stimulus.cycles} cycles in a run")
         self.netlist, self.stimulus, self._observation = netlist, stimulus, observation
-        self._labels, self._answer, self._first = labels, answer, first_cycle
+        self._labels, self._first = labels, first_cycle
+        self._answer: OutputKind = answer
         self._resources = resources
         self._traces: dict[int, NDArray] = {}
         self.simulator = Simulator(Design(netlist))

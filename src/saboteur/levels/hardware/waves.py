@@ -40,7 +40,7 @@ def write_vcd(path: Path | str, design: Design, golden: NDArray, faulty: NDArray
     changed[1:] = values[1:] != values[:-1]
     for cycle in np.flatnonzero(changed.any(axis=1)):
         lines.append(f"#{cycle}")
-        for k in np.flatnonzero(changed[cycle]):
+        for k in np.flatnonzero(changed[cycle]).tolist():
             value = int(values[cycle, k])
             lines.append(f"{value}{_code(k)}" if widths[k] == 1 else f"b{value:b} {_code(k)}")
     lines.append(f"#{len(golden)}")
