@@ -19,8 +19,11 @@ from torch.nn import functional as F
 
 from saboteur.levels.software.engine.graph import Graph, Node, Values
 
-_DENSE_SPECTRUM = 160
-"""Up to so many channels, spectral norms come from eigenvalues; beyond, from cheaper bounds."""
+_DENSE_SPECTRUM = 128
+"""Up to so many channels, norms of convolutions come from their symbols; beyond, from their weights."""
+
+_DENSE_MATRIX = 2048
+"""Up to this size, norms of matrices come from eigenvalues."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -316,20 +319,37 @@ def _spectral_norm(op: Mixing) -> float:
     For a convolution, the largest singular value of its symbol over all frequencies (Sedghi, Gupta and Long,
     ICLR 2019, for circular padding; cutting an endless image down to a zero-padded one only lowers it). The
     symbol is sampled; between samples it can be larger by 1/cos(πn/m) for each axis with degree n and m samples
-    (Ehlich and Zeller, 1964).
+    (Ehlich and Zeller, 1964). Where there are many channels, √r·‖W‖₂ with W the weight as a matrix that reads
+    whole patches, and r in how many patches a value can lie (Singla and Feizi, ICML 2021).
     """
     if not op.spatial:
         return _matrix_norms(op.weight.double()[None]).item() * _ROUNDING
+    if _is_large(op):
+        return math.sqrt(_patches_of_a_value(op)) * _matrix_norms(op.weight.flatten(1)[None].cpu()).item() * _ROUNDING
     symbol, slack = _symbol(op.weight, op.stride, op.dilation)
     return float(_matrix_norms(symbol).max()) * slack * _ROUNDING
 
 
 def _channel_norms(op: Mixing) -> Tensor:
+    """Upper bounds on ‖op‖₂ for deviations confined to one input channel: [channels in]."""
     if not op.spatial:
         return op.weight.double().norm(dim=0).cpu() * _ROUNDING
+    if _is_large(op):
+        matrices = op.weight.transpose(0, 1).flatten(2).cpu()
+        return math.sqrt(_patches_of_a_value(op)) * _matrix_norms(matrices) * _ROUNDING
     symbol, slack = _symbol(op.weight, op.stride, op.dilation)
     phases = symbol.reshape(*symbol.shape[:2], op.weight.shape[1], -1).permute(2, 0, 1, 3)
     return torch.stack([_matrix_norms(channel).max() for channel in phases]) * slack * _ROUNDING
+
+
+def _is_large(op: Mixing) -> bool:
+    """Whether the symbol of a convolution would take too long."""
+    return op.weight.shape[0] * op.weight.shape[1] > _DENSE_SPECTRUM**2
+
+
+def _patches_of_a_value(op: Mixing) -> int:
+    axes = zip(op.weight.shape[2:], op.stride, op.dilation, strict=True)
+    return math.prod(kernel if dilation > 1 else math.ceil(kernel / stride) for kernel, stride, dilation in axes)
 
 
 def residual_norm(first: Mixing, second: Mixing) -> float | None:
@@ -350,7 +370,7 @@ def residual_norm(first: Mixing, second: Mixing) -> float | None:
         axes = zip(op.stride, op.weight.shape[2:], op.padding, op.dilation, strict=True)
         if not op.spatial or any(axis != (1, 2 * axis[2] + 1, axis[2], 1) for axis in axes):
             return None
-    if second.weight.shape[0] != first.weight.shape[1] or len(second.weight) > _DENSE_SPECTRUM:
+    if second.weight.shape[0] != first.weight.shape[1] or _is_large(first) or _is_large(second):
         return None
     degree = 2 * max(*first.padding, *second.padding)
     multipliers = [share * second.norm**2 for share in (0.55, 0.6, 0.7, 0.85, 1.0, 1.3, 1.8)]
@@ -405,12 +425,12 @@ def _centred_symbol(op: Mixing, samples: int) -> Tensor:
 def _matrix_norms(matrices: Tensor) -> Tensor:
     """Upper bounds on the largest singular value of each matrix [n, rows, columns].
 
-    Large matrices have min(‖·‖_F, √(‖·‖₁‖·‖_∞)), which costs less than eigenvalues.
+    Very large matrices have min(‖·‖_F, √(‖·‖₁‖·‖_∞)), which costs less than eigenvalues.
     """
     rows, columns = matrices.shape[-2:]
     if min(rows, columns) == 1:
         return torch.linalg.vector_norm(matrices, dim=(-2, -1)).double()
-    if min(rows, columns) > _DENSE_SPECTRUM:
+    if min(rows, columns) > _DENSE_MATRIX:
         sizes = matrices.abs()
         schur = (sizes.sum(-1).amax(-1) * sizes.sum(-2).amax(-1)).sqrt()
         return torch.minimum(schur, torch.linalg.vector_norm(sizes, dim=(-2, -1)))

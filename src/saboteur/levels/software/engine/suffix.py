@@ -49,7 +49,8 @@ class Stage:
     def _packed(self) -> Tensor | None:
         """The weight as the CPU's convolution kernels take it; ``None`` where there are none."""
         op = self.mixing
-        if not op.spatial or op.weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        packs = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
+        if not op.spatial or op.weight.device.type != "cpu" or not packs:
             return None
         padding, stride, dilation = list(op.padding), list(op.stride), list(op.dilation)
         return torch.ops.mkldnn._reorder_convolution_weight(op.weight, padding, stride, dilation, 1, [])
