@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from saboteur.campaign.target import FaultSpec, Resources, Target
+from saboteur.errors import TargetError
 from saboteur.faults import BitFlip, RandomValue, StuckAt, StuckValue
 from saboteur.levels.hardware.importing import read_verilog
 from saboteur.levels.hardware.models import Delay, Open
@@ -124,3 +125,24 @@ def test_network_at_register_transfer_level(network: str) -> None:
     expected = designs.build(workloads.load(network), pes=8).expected(range(3))
     assert (golden.outputs == expected).all()
     assert golden.accuracy == 1.0
+
+
+@pytest.mark.parametrize("level", ["word", "gate"])
+@pytest.mark.parametrize("array", ["output_stationary", "weight_stationary"])
+def test_shipped_arrays_multiply(array: str, level: str) -> None:
+    """The answer of each input is the product of its random tiles, in the order in which it leaves the array."""
+    from saboteur.levels.hardware import designs, loading
+
+    sizes = {"rows": 3, "cols": 2, "data_width": 6, "acc_width": 20}
+    spec = HardwareTarget(array=array, parameters=sizes, inputs=2, level=level)
+    golden = spec.open(Resources()).golden()
+    kind = {"output_stationary": designs.OutputStationary, "weight_stationary": designs.WeightStationary}[array]
+    a, b = loading.tiles(kind(**sizes), 2)
+    expected = kind(**sizes).reference(a, b)
+    assert expected.any()
+    assert np.sort(golden.outputs).tolist() == np.sort(expected.reshape(2, -1)).tolist()
+
+
+def test_array_sizes_are_checked() -> None:
+    with pytest.raises(TargetError, match=r"parameters: .*'lines'"):
+        HardwareTarget(array="output_stationary", parameters={"lines": 3}).open(Resources())

@@ -430,7 +430,7 @@ def load(source: str, *optimize: str) -> ctypes.CDLL:
     Raises:
         TargetError: when there is no C compiler, or it fails.
     """
-    command = [*_compiler(), "-std=gnu11", "-fPIC", "-shared", "-w", *optimize]
+    command = [*compiler(), "-std=gnu11", "-fPIC", "-shared", "-w", *optimize]
     command += ["-march=native"]
     identity = "\0".join([source, *command, _version(), _processor()])
     path = _cache() / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.so"
@@ -447,7 +447,12 @@ def load(source: str, *optimize: str) -> ctypes.CDLL:
 
 
 @cache
-def _compiler() -> tuple[str, ...]:
+def compiler() -> tuple[str, ...]:
+    """The command of the C compiler: ``CC``, else the system's, else that of the package ``ziglang``.
+
+    Raises:
+        TargetError: when there is none.
+    """
     for name in (os.environ.get("CC", ""), "cc", "gcc", "clang"):
         command = shlex.split(name)
         if command and shutil.which(command[0]):
@@ -459,7 +464,7 @@ def _compiler() -> tuple[str, ...]:
 
 @cache
 def _version() -> str:
-    return subprocess.run([*_compiler(), "--version"], capture_output=True, text=True).stdout
+    return subprocess.run([*compiler(), "--version"], capture_output=True, text=True).stdout
 
 
 @cache

