@@ -69,6 +69,18 @@ def test_loop_through_instances(tmp_path: Path) -> None:
         elaborate(tmp_path, text)
 
 
+def test_names_with_spaces_and_includes(tmp_path: Path) -> None:
+    folder = tmp_path / "my files"
+    folder.mkdir()
+    (folder / "width.vh").write_text("`define WIDTH 4\n")
+    (folder / "my t.v").write_text(
+        '`include "width.vh"\nmodule t(input [`WIDTH-1:0] a, output y); assign y = ^a; endmodule'
+    )
+    netlist = read_verilog([folder / "my t.v"], "t")
+    assert len(netlist.modules["t"]["ports"]["a"]["bits"]) == 4
+    assert str(tmp_path) not in str(netlist.modules)
+
+
 def test_files(tmp_path: Path) -> None:
     with pytest.raises(TargetError, match="no file"):
         read_verilog([tmp_path / "none.v"], "t")

@@ -86,12 +86,17 @@ def read_verilog(
             raise TargetError(f"sources: no file {str(source)!r}")
     files = [Path(source).resolve() for source in sources]
     folders = dict.fromkeys([*(Path(folder).resolve() for folder in include), *(file.parent for file in files)])
-    options = [f"-I{folder}" for folder in folders]
+    searched = {f"include_{k}": folder for k, folder in enumerate(folders)}
+    options = [f"-I{link}" for link in searched]
     options += [f"-D{name}" + ("" if value is None else f"={value}") for name, value in (defines or {}).items()]
-    links = {f"{k}_{file.name}" if k else file.name: file for k, file in enumerate(files)}
+    names = [file.name.replace(" ", "_") for file in files]
+    links = {
+        f"{k}_{name}" if name in names[:k] else name: file
+        for k, (name, file) in enumerate(zip(names, files, strict=True))
+    }
     read = [f"read_verilog -sv -defer {' '.join([*options, link])}" for link in links]
     read += [f"chparam -set {name} {value} $abstract\\{top}" for name, value in (parameters or {}).items()]
-    design = _run_yosys([*read, f"hierarchy -check -top {top}", *_mapping(level)], links)
+    design = _run_yosys([*read, f"hierarchy -check -top {top}", *_mapping(level)], links | searched)
     return from_json(design, top, level)
 
 
