@@ -2,8 +2,8 @@
 
 Faults are single bit flips; the network is ResNet-20 on CIFAR-10 test images where the shared data lies beside the
 checkout, else the embedded ``digits-cnn``. Rates are faulty inferences per CPU second (1 thread) or per second
-(2 threads); engine and baseline are timed in turns within one run, the best of three with 1 thread. Every trial that the plain
-engine runs is compared with the fast engine's verdicts.
+(2 threads); engine and baseline are timed in turns within one run, with 1 thread the best of three. Every trial
+that the plain engine runs is compared with the fast engine's verdicts.
 
 Where the exact engine's time goes (profile of 800 weight faults × 64 images, uniform over weights × bits, one
 thread): half in the convolutions of the suffixes, a tenth in calls made again the plain way (nearly all for flips of
