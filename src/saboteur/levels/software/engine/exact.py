@@ -8,7 +8,9 @@ one result. An output within rounding of a threshold is computed once more, by t
 
 from __future__ import annotations
 
+import ctypes
 import logging
+import sys
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 
@@ -57,7 +59,7 @@ class ExactEngine:
 
     Args:
         runner: runs the model.
-        memory_bytes: how much the kept fault-free results may take.
+        memory_bytes: how much fault-free results and what is under way may take.
 
     Attributes:
         reason: why everything runs the plain way; ``None`` if it does not.
@@ -66,7 +68,7 @@ class ExactEngine:
     def __init__(self, runner: Runner, memory_bytes: int):
         self.runner = runner
         self.reason: str | None = None
-        self._memory = memory_bytes
+        self._memory = memory_bytes // 2  # the other half is for what is under way
         self._chunks: dict[range, Chunk] = {}
         self._errors: dict[range, float] = {}
         self._narrow: dict[int, Narrow] = {}
@@ -121,16 +123,18 @@ class ExactEngine:
             injection.inject_one(self.runner, sites, space, faults, trial, asked, recorder)
         for inputs in self._chunk_ranges():
             try:
-                chunk = self._chunk(inputs, recorder)
+                self._on_chunk(inputs, groups, recorder)
             except Untraceable as error:
                 self._give_up(str(error))
                 for group in groups:
                     self._plainly(sites, space, faults, group, inputs, recorder)
-                continue
-            replay = Replay(chunk, recorder)
-            for group in groups:
-                _Block(self, chunk, self._errors[inputs], group, recorder, replay).run()
-            replay.run()
+
+    def _on_chunk(self, inputs: range, groups: list[Group], recorder: Recorder) -> None:
+        chunk = self._chunk(inputs, recorder)
+        replay = Replay(chunk, recorder)
+        for group in groups:
+            _Block(self, chunk, self._errors[inputs], group, recorder, replay).run()
+        replay.run()
 
     def _plainly(
         self,
@@ -196,11 +200,12 @@ class ExactEngine:
 
     def _chunk(self, inputs: range, recorder: Recorder) -> Chunk:
         if inputs not in self._chunks:
+            if len(self._chunks) >= self._kept_chunks:
+                self._chunks.popitem()  # the last; the first ones are met again first
+            _give_back_freed_memory()
             expected = recorder.golden.outputs[inputs.start : inputs.stop]
             chunk = Chunk(self.graph, self.runner, self._batching, inputs, expected, self._folded)
             self._errors[inputs] = self._rounding_error(chunk)
-            if len(self._chunks) >= self._kept_chunks:
-                return chunk
             self._chunks[inputs] = chunk
         return self._chunks[inputs]
 
@@ -229,6 +234,13 @@ class ExactEngine:
         if start not in self._narrow:
             self._narrow[start] = Narrow(self.graph, self.operators, self.stages, self.gains, start)
         return self._narrow[start]
+
+
+def _give_back_freed_memory() -> None:
+    """Hand freed memory back to the system, where the C library keeps it (glibc); it would add up over chunks."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
 
 
 class _Block:

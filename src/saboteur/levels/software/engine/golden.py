@@ -46,30 +46,19 @@ class Chunk:
         self._padded: dict[tuple[int, tuple[int, int]], Tensor] = {}
         self._plane_norms: dict[int, Tensor] = {}
         self._whole_norms: dict[int, Tensor] = {}
-        parts: list[Values] = []
+        parts: dict[int, list[Tensor]] = {}
         for batch in runner.batches(np.arange(inputs.start, inputs.stop)):
             rows, kept = torch.from_numpy(batch.rows), torch.from_numpy(batch.kept)
             values = graph.run([tensor[rows.to(tensor.device)] for tensor in runner.tensors])
-            parts.append(
-                {
-                    index: value[kept.to(value.device)]
-                    for index, value in values.items()
-                    if index not in skipped
-                    and isinstance(value, Tensor)
-                    and graph.varies[index]
-                    and graph.leads_to_output[index]
-                }
-            )
+            for index, value in values.items():
+                used = graph.varies[index] and graph.leads_to_output[index] and index not in skipped
+                if used and isinstance(value, Tensor):
+                    parts.setdefault(index, []).append(value[kept.to(value.device)])
             self.constants = {index: value for index, value in values.items() if not graph.varies[index]}
-        self.values: Values = {index: torch.cat([part[index] for part in parts]) for index in parts[0]}
+        self.values: Values = {index: torch.cat(parts.pop(index)) for index in list(parts)}
         outputs = self.values[graph.output].cpu().numpy()
         if outputs.dtype != expected.dtype or not np.array_equal(outputs, expected):
             raise Untraceable("its graph does not give the golden outputs bit for bit")
-
-    @property
-    def nbytes(self) -> int:
-        """How much memory the results take."""
-        return sum(value.nbytes for part in (self.values, self._rows) for value in part.values())
 
     def result(self, node: int) -> Tensor:
         """The result of ``node`` [inputs, ...], in the plain engine's bits, also where it is not kept as a rule."""
