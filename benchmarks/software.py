@@ -17,10 +17,10 @@ import importlib
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import numpy as np
 import torch
+from examples import resnet20
 from torch import Tensor, nn
 
 from saboteur import workloads
@@ -40,7 +40,6 @@ _TRIALS = 1000
 _PLAIN_TRIALS = 24
 _ROUNDS = 3
 _BATCH = 64
-_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
 def weights(full: bool = False) -> list[Row]:
@@ -104,10 +103,8 @@ def _rates(benchmark: str, where: str, engine: EngineName, by: str, threads: int
 
 
 def _workload() -> tuple[nn.Module, Tensor, Tensor]:
-    if _DATA.is_dir():
-        from tests.software.resnet20 import test_images, trained
-
-        return trained(_DATA), *test_images(_DATA, _IMAGES)
+    if resnet20.DATA.is_dir():
+        return resnet20.model(), *(part[:_IMAGES] for part in resnet20.data())
     workload = workloads.load("digits-cnn")
     return workload.model, workload.inputs[:_IMAGES], workload.labels[:_IMAGES]
 

@@ -117,7 +117,9 @@ def test_the_json_schema_lists_every_registered_part():
     assert FAULT_MODELS <= kinds(properties["model"]) == set(extensions.registered(FaultModel.group))
     assert kinds(properties["criteria"]["items"]) == CRITERIA
     names = next(part["enum"] for part in properties["model"]["anyOf"] if "enum" in part)
-    assert set(names) & FAULT_MODELS == FAULT_MODELS - {"stuck_value"}, "a name alone is enough where every setting has a default"
+    assert set(names) & FAULT_MODELS == FAULT_MODELS - {"stuck_value"}, (
+        "a name alone is enough where every setting has a default"
+    )
     settings = next(p["allOf"][0]["properties"] for p in properties["model"]["anyOf"] if "'count'" in str(p))
     assert settings["count"]["maximum"] == 16
     assert {"pytorch"} <= kinds(TargetHolder.model_json_schema()["properties"]["target"])

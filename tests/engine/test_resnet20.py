@@ -5,18 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from examples import resnet20
 
 from saboteur.campaign.target import Resources
 from saboteur.faults.models import BitFlip, StuckAt
 from saboteur.levels.software.spec import SoftwareFault
 from saboteur.levels.software.target import SoftwareTarget
 from tests.engine.agreement import assert_agree
-from tests.software.resnet20 import test_images, trained
 
 
 def resnet(shared_data: Path, images: int) -> SoftwareTarget:
-    x, y = test_images(shared_data, images)
-    return SoftwareTarget(trained(shared_data), x, y, resources=Resources(batch_size=32))
+    x, y = (part[:images] for part in resnet20.data())
+    return SoftwareTarget(resnet20.model(), x, y, resources=Resources(batch_size=32))
 
 
 def test_a_few_faults_everywhere(shared_data: Path) -> None:

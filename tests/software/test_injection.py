@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from examples import resnet20
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -22,7 +23,7 @@ from saboteur.levels.software.corruption import Hits, corrupted
 from saboteur.levels.software.spec import SoftwareFault
 from saboteur.outcomes import Recorder, Sdc1
 from saboteur.testing import draw_faults
-from tests.software import models, resnet20
+from tests.software import models
 from tests.software.models import plain_target
 from tests.software.test_support import assert_same_bits, outputs_of
 
@@ -581,8 +582,8 @@ def test_trace_ends_where_the_model_crashes() -> None:
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize(("images", "faults"), [(200, 20), pytest.param(1000, 200, marks=pytest.mark.slow)])
 def test_resnet20_and_the_published_fault_list(shared_data: Path, images: int, faults: int) -> None:
-    model = resnet20.trained(shared_data)
-    x, y = resnet20.test_images(shared_data, images)
+    model = resnet20.model()
+    x, y = (part[:images] for part in resnet20.data())
     target = plain_target(model, x, y)
     golden = target.golden()
     space = target.space([SoftwareFault(where="weights", model=BitFlip())])
@@ -594,7 +595,7 @@ def test_resnet20_and_the_published_fault_list(shared_data: Path, images: int, f
     counts = recorder.table()
 
     size = -(-images // -(-images // 64))
-    loop = resnet20.trained(shared_data)
+    loop = resnet20.model()
 
     def answers() -> Tensor:
         return run_in(64, loop, x)
@@ -618,8 +619,8 @@ def test_resnet20_and_the_published_fault_list(shared_data: Path, images: int, f
 
 @pytest.mark.shared
 def test_golden_accuracy_of_resnet20(shared_data: Path) -> None:
-    x, y = resnet20.test_images(shared_data, 1000)
-    model = resnet20.trained(shared_data)
+    x, y = (part[:1000] for part in resnet20.data())
+    model = resnet20.model()
     golden = plain_target(model, x, y).golden()
     assert golden.correct.sum() == int((run_in(64, model, x).argmax(1) == y).sum())
     assert golden.accuracy == pytest.approx(0.9148, abs=0.02)
