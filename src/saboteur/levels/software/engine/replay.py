@@ -6,8 +6,6 @@ engine's outputs do not depend on what else is in a batch.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -81,20 +79,19 @@ class Replay:
 
 def _result(graph: Graph, chunk: Chunk, rows: Tensor, changed: Values, until: int) -> Tensor:
     """The result of node ``until`` for the batch of inputs ``rows``, every call after ``changed`` made anew."""
-    values = dict(changed)
-    dirty = graph.after(list(changed))
-
-    def value(index: int) -> Any:
-        if index not in values:
-            if not graph.varies[index]:
-                values[index] = chunk.constants[index]
-            elif index in chunk.values and index not in dirty:
-                values[index] = chunk.values[index][rows]
-            else:
-                node = graph.nodes[index]
-                for source in node.inputs:
-                    value(source)
-                values[index] = graph.call(node, values)
-        return values[index]
-
-    return value(until)
+    values, dirty = dict(changed), graph.after(list(changed))
+    wanted, calls = {until}, []
+    for node in reversed(graph.nodes[: until + 1]):
+        index = node.index
+        if index not in wanted or index in values:
+            continue
+        if not graph.varies[index]:
+            values[index] = chunk.constants[index]
+        elif index in chunk.values and index not in dirty:
+            values[index] = chunk.values[index][rows]
+        else:
+            calls.append(node)
+            wanted.update(node.inputs)
+    for node in reversed(calls):
+        values[node.index] = graph.call(node, values)
+    return values[until]
