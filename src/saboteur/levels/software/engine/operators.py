@@ -378,7 +378,8 @@ def residual_norm(first: Mixing, second: Mixing) -> float | None:
     best = min(multipliers, key=lambda multiplier: _block_norm(*coarse, multiplier, 0.0))
     samples = max(4, 24 * degree)
     short = 1 / math.cos(math.pi * degree / samples) ** 2 - 1
-    return _block_norm(*(_centred_symbol(op, samples) for op in (first, second)), best, short) * _ROUNDING
+    certified = _block_norm(*(_centred_symbol(op, samples) for op in (first, second)), best, short) * _ROUNDING
+    return min(certified, 1 + first.norm * second.norm)
 
 
 def _block_norm(first: Tensor, second: Tensor, multiplier: float, short: float) -> float:
