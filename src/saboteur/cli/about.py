@@ -20,7 +20,7 @@ from saboteur.cli.terminal import facts, number, percent, show, show_json, table
 from saboteur.errors import SaboteurError, near
 
 _GROUPS = {"targets": "saboteur.targets", "fault_models": "saboteur.fault_models", "criteria": "saboteur.criteria"}
-_PACKAGES = ("numpy", "scipy", "pyarrow", "duckdb", "pydantic", "matplotlib", "ml_dtypes", "torch")
+_PACKAGES = ("numpy", "scipy", "pyarrow", "pydantic", "matplotlib", "ml_dtypes", "torch")
 
 
 def list_parts(
