@@ -113,7 +113,10 @@ def collapse(sites: Sites, design: Design, dominance: bool = False) -> Collapsed
 
 
 class _Lines:
-    """The lines of a design: ``(instance, cell, port)`` of pins, stems by their driver."""
+    """The lines of a design: ``(instance, cell, port)`` of pins, stems by their driver.
+
+    Of data read from memories: ``(instance, "memory", port, bit)``.
+    """
 
     def __init__(self, design: Design):
         self._design = design
@@ -121,6 +124,7 @@ class _Lines:
         self._outputs: set[Line] = set()
         constant_pins: list[tuple[Line, int]] = []
         cells: list[tuple[str, Line, list[Line], list[Line | None]]] = []
+        stems: list[Line] = []
         for path, module in design.instances():
             for i, cell in enumerate(module.cells):
                 pins, drivers = [], []
@@ -133,13 +137,16 @@ class _Lines:
                     else:
                         readers.setdefault(driver, []).append(pin)
                 cells.append((cell.kind, (path, i, "Q" if cell.is_flip_flop else "Y"), pins, drivers))
+            for i, memory in enumerate(module.memories):
+                for k, (_, data) in enumerate(memory.reads):
+                    stems += [(path, "memory", (i, k), position) for position in range(len(data))]
             for bit in module.memory_bits():
                 if (driver := self._driver(path, bit)) is not None:
                     self._outputs.add(driver)
         for bit in design.output_bits():
             if (driver := self._driver("", bit)) is not None:
                 self._outputs.add(driver)
-        stems = [line for _, line, _, _ in cells]
+        stems = [line for _, line, _, _ in cells] + stems
         stems += [line for line in readers if line[0] is None and line[1] != design.clock]
         known = set(stems)
         branches = [

@@ -505,11 +505,13 @@ class Glue:
 
 @dataclass(frozen=True)
 class MemoryRead:
-    """A read port: the data slots (one, or one a bit at gate level) follow the address slots."""
+    """Read port ``port`` (memory of the module, port of the memory) of an instance: the data slots follow the address."""
 
     memory: int
     address: tuple[int, ...]
     data: tuple[int, ...]
+    instance: str
+    port: tuple[int, int]
 
     @property
     def reads(self) -> tuple[int, ...]:
@@ -738,7 +740,7 @@ class Design:
         for k, (address, data) in enumerate(memory.reads):
             starts = range(len(data)) if self.level == "gate" else range(0, len(data), WORD_BITS)
             slots = tuple(self._slot_of[(path, "memory", i, k, low)] for low in starts)
-            nodes.append(MemoryRead(len(self.memories), words(address), slots))
+            nodes.append(MemoryRead(len(self.memories), words(address), slots, path, (i, k)))
         flat.writes = [(words(address), words(data), words(enable)) for address, data, enable in memory.writes]
         self.memories.append(flat)
 

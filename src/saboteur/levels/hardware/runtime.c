@@ -459,6 +459,20 @@ static inline void run_slice(Machine *m, int n, int par) {
     else node->clean(m->pointer[par] + node->first);
 }
 
+/* What was read passes through the masks of its slots: three areas each, as for the outputs of slices. */
+static void mask_read(Machine *m, int n, int par) {
+    Node *node = m->node + n;
+    char *h = m->hook[n];
+    for (int k = 0; m->hooks[n] && k < node->writes; k++) {
+        int s = m->argument[node->first + node->reads + k], bytes = m->bytes[s], size = GATE ? 64 : LANES * bytes;
+        char *v = m->value[par][s];
+        memcpy(h + 2 * size, v, size);
+        for (int i = 0; i < size / 64; i++)
+            ((W *)v)[i] = (((W *)v)[i] & ((W *)h)[i]) ^ ((W *)(h + size))[i];
+        h += 3 * size;
+    }
+}
+
 /* -- every node in every cycle ----------------------------------------------------------------------------------- */
 
 /* input [cycles][input_bytes]: the lanes of each input slot, one slot after the other; memory [memories] ->
@@ -495,11 +509,13 @@ void run_plain(Machine *m, int lanes, int cycles, int inputs, const int32_t *inp
                 Node *node = m->node + n;
                 if (node->type == SLICE) run_slice(m, n, par);
                 else if (node->type == GLUE) glue(m, node, par);
-                else
+                else {
                     for (int l = 0; l < lanes; l++) {
                         int64_t at = word_of(m->memory + node->memory, assemble(m, par, node->first, node->reads, l));
                         put_data(m, node, par, l, at < 0 ? 0 : memory[node->memory][at * lanes + l]);
                     }
+                    mask_read(m, n, par);
+                }
             }
             again = 0;
             for (int r = 0; r < rows && bridges; r++)
@@ -582,7 +598,7 @@ static int64_t compute(Machine *m, int cur, const golden_t *now, const golden_t 
             }
             if (node->type == SLICE) run_slice(m, n, cur);
             else if (node->type == GLUE) glue(m, node, cur);
-            else read_active(m, node, now, cur);
+            else { read_active(m, node, now, cur); mask_read(m, n, cur); }
             computed++;
             for (int k = reads; k < all; k++) {
                 int s = slot[k], later = is_state[s];
@@ -607,7 +623,7 @@ typedef struct { int32_t first_row, rows, start; } Fault;
  * Returns how many are left. */
 static int sweep(Machine *m, const golden_t *trace, int cycles, int queued, int32_t *queue, const Fault *fault,
                  const Row *row, const int32_t *output_of, const uint8_t *strobe, int outputs, int valid,
-                 int drop, u64 **memory, int32_t *converged, int64_t *computed) {
+                 int drop, u64 **memory, int32_t *converged, uint8_t *oscillates, int64_t *computed) {
     int left = 0, next = 0, active = 0, busy_count = 0;
     int32_t lane_fault[LANES], lane_rows[LANES];
     u64 busy[MASK] = {0}, held[MASK] = {0};
@@ -676,17 +692,18 @@ static int sweep(Machine *m, const golden_t *trace, int cycles, int queued, int3
                     m->pending[cur][m->reader[k] >> 6] |= 1ull << (m->reader[k] & 63);
         }
         *computed += compute(m, cur, now, then);
-        for (int pass = 1, again = bridges; again && pass < BRIDGE_PASSES; pass++) {
+        u64 seen[MASK] = {0}, restless[MASK] = {0};
+        for (int pass = 1, again = bridges; again; pass++) {
             again = 0;
             for (int k = 0; k < active; k++) {
                 const Row *f = acting[k];
                 if (f->kind != AT_HOOK || t < f->on || !meet(m, f, acting_lane[k])) continue;
+                if (pass == BRIDGE_PASSES) { set_bit(restless, acting_lane[k]); continue; }
                 m->pending[cur][f->place >> 6] |= 1ull << (f->place & 63);
                 again = 1;
             }
             if (again) *computed += compute(m, cur, now, then);
         }
-        u64 seen[MASK] = {0};
         int watched = valid >= 0 && any(m->mask[cur] + valid * MASK);
         for (int k = 0; k < m->dirty_count[cur]; k++) {
             int s = m->dirty[cur][k], o = output_of[s];
@@ -701,7 +718,8 @@ static int sweep(Machine *m, const golden_t *trace, int cycles, int queued, int3
         for (int k = 0; k < m->dirty_count[cur]; k++) memset(m->mask[cur] + m->dirty[cur][k] * MASK, 0, sizeof(u64) * MASK);
         m->dirty_count[cur] = 0;
         u64 gone[MASK], alive[MASK] = {0};
-        if (drop && any(seen)) {
+        EACH_LANE(lane, restless) { oscillates[lane_fault[lane]] = 1; set_bit(seen, lane); }
+        if (any(seen)) {
             for (int k = 0; k < m->dirty_count[nxt]; k++) {
                 int s = m->dirty[nxt][k];
                 restore(m->value[nxt][s], m->bytes[s], then[s], seen);
@@ -769,10 +787,11 @@ static int sweep(Machine *m, const golden_t *trace, int cycles, int queued, int3
 }
 
 /* trace [cycles + 1][slots]; faults in groups of `group`, each sorted by start; converged [faults]: the cycle from
- * which a machine was fault-free again, -1 when it never was, -2 - t when dropped at t. */
+ * which a machine was fault-free again, -1 when it never was, -2 - t when dropped at t; oscillates [faults]: it was
+ * dropped because its bridges did not settle. */
 int64_t run_active(Machine *m, const golden_t *trace, int cycles, int faults, const Fault *fault, const Row *row,
                    int group, const int32_t *output_of, const uint8_t *strobe, int outputs, int valid, int drop,
-                   u64 **memory, int32_t *converged, int64_t *computed) {
+                   u64 **memory, int32_t *converged, uint8_t *oscillates, int64_t *computed) {
     m->differences = 0;
     int32_t *queue = malloc(sizeof(int32_t) * (group + 1));
     for (int first = 0; first < faults; first += group) {
@@ -780,7 +799,7 @@ int64_t run_active(Machine *m, const golden_t *trace, int cycles, int faults, co
         for (int k = 0; k < count; k++) { queue[k] = first + k; converged[first + k] = cycles; }
         while (count)
             count = sweep(m, trace, cycles, count, queue, fault, row, output_of, strobe, outputs, valid, drop, memory,
-                          converged, computed);
+                          converged, oscillates, computed);
     }
     free(queue);
     return m->differences;

@@ -91,11 +91,13 @@ class Response:
         converged: int32 [faults]: the cycle from which on the machine was in the golden state again; −1 where it
             never was; −2 − t where it was dropped in cycle t.
         computed: how many nodes were computed, over all lanes at once.
+        oscillates: bool [faults]: the machine was dropped, because a bridge closes a loop that does not settle.
     """
 
     differences: NDArray
     converged: NDArray[np.int32]
     computed: int
+    oscillates: NDArray[np.bool_]
 
 
 class Simulator:
@@ -313,6 +315,7 @@ class Simulator:
         images = [np.ascontiguousarray(image, np.uint64) for image in memories]
         strobe = np.ascontiguousarray(watch.strobe, np.uint8)
         converged, computed = np.zeros(len(order), np.int32), np.zeros(1, np.int64)
+        oscillates = np.zeros(len(order), np.bool_)
         count = self._runtime.run_active(
             ctypes.c_void_p(self._machine),
             _at(trace),
@@ -328,31 +331,37 @@ class Simulator:
             int(drop),
             _pointers(images),
             _at(converged),
+            _at(oscillates),
             _at(computed),
         )
         found = np.zeros(count, DIFFERENCE)
         if count:
             ctypes.memmove(found.ctypes.data, self._runtime.differences(ctypes.c_void_p(self._machine)), found.nbytes)
             found["fault"] = order[found["fault"]]
-        everywhere = np.full(faults, 0, np.int32)
-        everywhere[order] = converged
-        return Response(found, everywhere, int(computed[0]))
+        everywhere, restless = np.zeros(faults, np.int32), np.zeros(faults, np.bool_)
+        everywhere[order], restless[order] = converged, oscillates
+        return Response(found, everywhere, int(computed[0]), restless)
 
     def _prepare_hooks(self, rows: NDArray) -> None:
         for n in np.unique(rows["place"][rows["kind"] == 1]).tolist():
-            node = self.design.nodes[n]
-            number = self.compiled.number[node.slice.module.name, node.slice.index]
-            code = self.compiled.hooked_code[number]
-            offset = np.array([site.offset for site in code.sites], np.int32)
-            size = np.array([slot_bytes(site.width, self.design.level) for site in code.sites], np.int32)
+            node, address = self.design.nodes[n], None
+            if isinstance(node, MemoryRead):
+                size = np.array([slot_bytes(self.design.slots[slot].width, self.design.level) for slot in node.data])
+                offset, total = 3 * (np.cumsum(size) - size), 3 * int(size.sum())
+            else:
+                number = self.compiled.number[node.slice.module.name, node.slice.index]
+                code, address = self.compiled.hooked_code[number], self.compiled.hooked(number)
+                offset = np.array([site.offset for site in code.sites])
+                size = np.array([slot_bytes(site.width, self.design.level) for site in code.sites])
+                total = code.hook_bytes
             self._runtime.make_hooks(
                 ctypes.c_void_p(self._machine),
                 n,
-                code.hook_bytes,
+                total,
                 len(offset),
-                _at(offset),
-                _at(size),
-                ctypes.c_void_p(self.compiled.hooked(number)),
+                _at(offset.astype(np.int32)),
+                _at(size.astype(np.int32)),
+                ctypes.c_void_p(address),
             )
 
     def read(self, trace: Any, pieces: Pieces) -> NDArray:

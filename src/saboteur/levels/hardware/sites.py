@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from saboteur.errors import FaultError, near
 from saboteur.levels.hardware.compile import slot_bytes
-from saboteur.levels.hardware.netlist import Node, plain
+from saboteur.levels.hardware.netlist import MemoryRead, Node, plain
 from saboteur.levels.hardware.simulate import PLACES, Simulator
 
 Kind = Literal["flip_flops", "memories", "inputs", "nets", "pins", "bridges"]
@@ -138,9 +138,15 @@ class Sites:
             yield Group(memory.name, memory.instance, "memories", memory.width, places, names)
 
     def _hooks(self, kind: Kind) -> Iterator[Group]:
-        compiled = self._simulator.compiled
+        compiled, level = self._simulator.compiled, self._design.level
         found: dict[tuple[str, int], list[tuple[int, int, str, tuple]]] = {}
         for n, node in enumerate(self._design.nodes):
+            if isinstance(node, MemoryRead) and kind == "nets":
+                offset = 0
+                for k, slot in enumerate(self._design.slots[slot] for slot in node.data):
+                    name, key = slot.name.removeprefix(f"{node.instance}."), (node.instance, "memory", node.port, k)
+                    found.setdefault((node.instance, slot.width), []).append((n, offset, name, key))
+                    offset += 3 * slot_bytes(slot.width, level)
             if not isinstance(node, Node):
                 continue
             module = node.slice.module
