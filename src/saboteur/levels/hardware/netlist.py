@@ -505,7 +505,7 @@ class Glue:
 
 @dataclass(frozen=True)
 class MemoryRead:
-    """Read port ``port`` (memory of the module, port of the memory) of an instance: the data slots follow the address."""
+    """Read port (memory of the module, port of the memory) of an instance; the data slots follow the address."""
 
     memory: int
     address: tuple[int, ...]
