@@ -23,6 +23,7 @@ exact, so that a hardware description of it matches bit for bit:
 from __future__ import annotations
 
 import math
+import platform
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -37,6 +38,7 @@ WEIGHT_MAX = 127
 INT32_MIN, INT32_MAX = -(2**31), 2**31 - 1
 MULTIPLIER_FRACTION_BITS = 31
 SHIFT_MASK = 31
+ADD_FRACTION_BITS = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +110,15 @@ def requantize(accumulators: Tensor, multiplier: Tensor, shift: Tensor, zero_poi
         int8 of the shape of ``accumulators``.
     """
     bits = MULTIPLIER_FRACTION_BITS + (shift.to(torch.int64) & SHIFT_MASK)
+    if int(bits.max()) <= _FLOAT64_ROUNDS_UP_TO:
+        # With n = bits, the exact product t = a · multiplier · 2^−n is a multiple of 2^−n, and so is every half.
+        # The factor is larger by 2⁻⁵¹ (± 2⁻⁵³), the product rounded by 2⁻⁵³: |t| grows by more than nothing, and,
+        # while |t| <= 256, by less than 2⁻⁴² <= 2^−n. So halves move off zero and nothing else crosses one; what is
+        # beyond 256 is clamped for any zero point.
+        factor = torch.ldexp(multiplier.double() * (1 + 2.0**-51), -bits)
+        scaled = (accumulators.double() * factor).round_()
+        scaled += zero_point
+        return scaled.clamp(INT8_MIN, INT8_MAX).to(torch.int8)
     scaled = accumulators.to(torch.int64) * multiplier
     minus_one_if_negative = scaled >> 63
     # In place from here on: fresh memory would cost more than the arithmetic.
@@ -116,6 +127,63 @@ def requantize(accumulators: Tensor, multiplier: Tensor, shift: Tensor, zero_poi
     scaled >>= bits
     scaled += zero_point
     return scaled.clamp(INT8_MIN, INT8_MAX).to(torch.int8)
+
+
+_FLOAT64_ROUNDS_UP_TO = 42
+"""The largest right shift for which :func:`requantize` may round in float64."""
+
+
+def _sums(
+    multiply: Callable[[Tensor, Tensor], Tensor],
+    first: Tensor,
+    second: Tensor,
+    axes: tuple[int, int],
+    largest_product: int,
+    products_each: int = 1,
+) -> Tensor:
+    """Add up products of integers exactly, in float32 where that is proved to be exact.
+
+    Float32 holds all integers up to 2²⁴, so that sums of at most ``2²⁴ / largest_product`` products are exact in
+    any order and with any grouping, whatever the weights (also faulty ones); longer sums are cut into such parts.
+
+    Args:
+        multiply: Convolution or matrix product of two float tensors.
+        first: Integers of any type.
+        second: Likewise.
+        axes: The axis of each over which ``multiply`` adds up.
+        largest_product: Largest magnitude of the product of one element of each.
+        products_each: How many products each place along these axes adds.
+
+    Returns:
+        int32, wrapped.
+    """
+    places = first.shape[axes[0]]
+    step = 2**24 // (largest_product * products_each)
+    if step == 0 or not _only_multiplies_and_adds(first.device):
+        return _to_int32(multiply(first.double(), second.double()))
+    first, second = first.float(), second.float()
+    if step >= places:
+        return _to_int32(multiply(first, second))
+    total, *rest = (
+        _to_int32(multiply(one, other))
+        for one, other in zip(first.split(step, axes[0]), second.split(step, axes[1]), strict=True)
+    )
+    for part in rest:
+        total = total + part
+    return total
+
+
+def _only_multiplies_and_adds(device: torch.device) -> bool:
+    """Whether PyTorch computes convolutions by their products alone: by oneDNN's direct method on x86 processors.
+
+    Elsewhere it may go through a transform with fractions (Winograd, FFT), and float64 has the room to spare.
+    """
+    return device.type == "cpu" and platform.machine() in ("x86_64", "AMD64") and bool(torch.backends.mkldnn.enabled)
+
+
+def _to_int32(sums: Tensor) -> Tensor:
+    """Keep the low 32 bits: the accumulator wraps. A float32 sum is below 2²⁴."""
+    return (sums if sums.dtype == torch.float32 else sums.to(torch.int64)).to(torch.int32)
 
 
 class Quantize(nn.Module):
@@ -185,30 +253,28 @@ class _Int8Layer(nn.Module):
         self.register_buffer("input_zero_point", torch.zeros((), dtype=torch.int8))
         self.register_buffer("output_zero_point", torch.zeros((), dtype=torch.int8))
 
-    def _centred(self, inputs: Tensor) -> Tensor:
-        """Return ``x − Z_x``; float64 holds these integers, and all their sums of products, exactly."""
-        return inputs.double() - self.input_zero_point
-
-    def _finish(self, products: Tensor) -> Tensor:
-        """Add the bias to sums of products (float64 ``[batch, outputs, *positions]``) and requantise."""
-        channel = (-1, *[1] * (products.dim() - 2))
-        # Casting to int32 keeps the low 32 bits: the accumulator wraps.
-        accumulators = (products + self.bias.view(channel)).to(torch.int64).to(torch.int32)
+    def _finish(self, sums: Tensor, channel_axis: int) -> Tensor:
+        """Add the bias to sums of products (int32) and requantise."""
+        channel = (-1, *[1] * (sums.dim() - 1 - channel_axis))
         outputs = requantize(
-            accumulators, self.multiplier.view(channel), self.shift.view(channel), self.output_zero_point
+            sums + self.bias.view(channel),
+            self.multiplier.view(channel),
+            self.shift.view(channel),
+            self.output_zero_point,
         )
         return torch.maximum(outputs, self.output_zero_point) if self.relu else outputs
 
 
 class Int8Linear(_Int8Layer):
-    """Fully connected layer on int8 ``[batch, in_features]``, with int8 result ``[batch, out_features]``."""
+    """Fully connected layer on int8 ``[..., in_features]``, with int8 result ``[..., out_features]``."""
 
     def __init__(self, in_features: int, out_features: int, *, relu: bool = False) -> None:
         super().__init__((out_features, in_features), relu)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Return int8 ``[batch, out_features]``."""
-        return self._finish(F.linear(self._centred(inputs), self.weight.double()))
+        """Return int8 ``[..., out_features]``."""
+        centred = _centred(inputs, self.input_zero_point)
+        return self._finish(_sums(F.linear, centred, self.weight, (-1, 1), 255 * 128), inputs.dim() - 1)
 
 
 class Int8Conv2d(_Int8Layer):
@@ -229,8 +295,184 @@ class Int8Conv2d(_Int8Layer):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return int8 ``[batch, out_channels, out_height, out_width]``."""
-        products = F.conv2d(self._centred(inputs), self.weight.double(), stride=self.stride, padding=self.padding)
-        return self._finish(products)
+
+        def convolve(centred: Tensor, weight: Tensor) -> Tensor:
+            return F.conv2d(centred, weight, stride=self.stride, padding=self.padding)
+
+        centred = _centred(inputs, self.input_zero_point)
+        kernel_area = self.weight.shape[2] * self.weight.shape[3]
+        return self._finish(_sums(convolve, centred, self.weight, (1, 1), 255 * 128, kernel_area), 1)
+
+
+class Int8MatMul(nn.Module):
+    r"""Matrix product of two int8 activations, as attention needs it.
+
+    The accumulator is ``Σ_k (a[m, k] − Z_a) (b[k, n] − Z_b)``, 32 bits, requantised by ``M = S_a S_b / S_y`` (Jacob
+    et al., equations 3 to 5, with both zero points).
+
+    Attributes:
+        multiplier: int32 scalar, a buffer.
+        shift: int8 scalar, a buffer.
+        first_zero_point: int8 scalar, a buffer: Z_a.
+        second_zero_point: int8 scalar, a buffer: Z_b.
+        output_zero_point: int8 scalar, a buffer.
+    """
+
+    multiplier: Tensor
+    shift: Tensor
+    first_zero_point: Tensor
+    second_zero_point: Tensor
+    output_zero_point: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("multiplier", torch.full((), 2**30, dtype=torch.int32))
+        self.register_buffer("shift", torch.zeros((), dtype=torch.int8))
+        for name in ("first_zero_point", "second_zero_point", "output_zero_point"):
+            self.register_buffer(name, torch.zeros((), dtype=torch.int8))
+
+    def forward(self, first: Tensor, second: Tensor) -> Tensor:
+        """Return int8 ``[..., m, n]`` from int8 ``[..., m, k]`` and ``[..., k, n]``."""
+        centred = _centred(first, self.first_zero_point), _centred(second, self.second_zero_point)
+        sums = _sums(torch.matmul, *centred, (-1, -2), 255 * 255)
+        return requantize(sums, self.multiplier, self.shift, self.output_zero_point)
+
+
+class Int8Add(nn.Module):
+    r"""Sum of two int8 tensors that have scales of their own: a residual connection.
+
+    The steps are those of TensorFlow Lite's quantised ADD (``reference/integer_ops/add.h``), each rounded once, halves
+    away from zero::
+
+        s_i = round((x_i − Z_i) · 2²⁰ · M_i),  M_i = S_i / (2 max(S_1, S_2))
+        y = clamp(Z_y + round((s_1 + s_2) · M_y), −128, 127),  M_y = 2 max(S_1, S_2) / (2²⁰ S_y)
+
+    Attributes:
+        multipliers: int32 ``[2]``, a buffer: of M_1 and M_2.
+        shifts: int8 ``[2]``, a buffer.
+        zero_points: int8 ``[2]``, a buffer: Z_1 and Z_2.
+        multiplier: int32 scalar, a buffer: of M_y.
+        shift: int8 scalar, a buffer.
+        output_zero_point: int8 scalar, a buffer: Z_y.
+        relu: Whether a ReLU is fused into the sum.
+    """
+
+    multipliers: Tensor
+    shifts: Tensor
+    zero_points: Tensor
+    multiplier: Tensor
+    shift: Tensor
+    output_zero_point: Tensor
+
+    def __init__(self, *, relu: bool = False) -> None:
+        super().__init__()
+        self.relu = relu
+        self.register_buffer("multipliers", torch.full((2,), 2**30, dtype=torch.int32))
+        self.register_buffer("shifts", torch.zeros(2, dtype=torch.int8))
+        self.register_buffer("zero_points", torch.zeros(2, dtype=torch.int8))
+        self.register_buffer("multiplier", torch.full((), 2**30, dtype=torch.int32))
+        self.register_buffer("shift", torch.zeros((), dtype=torch.int8))
+        self.register_buffer("output_zero_point", torch.zeros((), dtype=torch.int8))
+
+    def forward(self, first: Tensor, second: Tensor) -> Tensor:
+        """Return int8 of the shape that ``first`` and ``second`` broadcast to."""
+        sums = (self._aligned(first, 0) + self._aligned(second, 1)).to(torch.int32)
+        outputs = requantize(sums, self.multiplier, self.shift, self.output_zero_point)
+        return torch.maximum(outputs, self.output_zero_point) if self.relu else outputs
+
+    def _aligned(self, integers: Tensor, which: int) -> Tensor:
+        """Return s_i in float64, which holds (x − Z) · multiplier, of at most 40 bits, with room for 2⁻⁵¹ more."""
+        bits = MULTIPLIER_FRACTION_BITS + (self.shifts[which].to(torch.int64) & SHIFT_MASK) - ADD_FRACTION_BITS
+        factor = torch.ldexp(self.multipliers[which].double() * (1 + 2.0**-51), -bits)
+        return (_centred(integers, self.zero_points[which]) * factor).round()
+
+
+class Int8AvgPool2d(nn.Module):
+    """Mean of square windows of int8 ``[batch, channels, height, width]`` that do not overlap.
+
+    ``y = round(Σ x / count)``, halves away from zero, with scale and zero point of the input, as TensorFlow Lite's
+    quantised AVERAGE_POOL_2D does. What is left at the bottom and the right is cut.
+
+    Attributes:
+        kernel_size: Edge of a window; ``None`` takes the whole image, to height and width 1.
+    """
+
+    def __init__(self, kernel_size: int | None = None) -> None:
+        super().__init__()
+        self.kernel_size = kernel_size
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return int8 ``[batch, channels, height // kernel_size, width // kernel_size]``."""
+        window = tuple(inputs.shape[2:]) if self.kernel_size is None else (self.kernel_size, self.kernel_size)
+        sums = F.avg_pool2d(inputs.double(), window, divisor_override=1)
+        count = window[0] * window[1]
+        halves = torch.copysign(torch.full_like(sums, count // 2), sums)
+        return torch.div(sums + halves, count, rounding_mode="trunc").to(torch.int8)
+
+
+class Int8Pad(nn.Module):
+    """Puts the real number 0 around int8 tensors, as channels that a shortcut lacks (He et al., CVPR 2016, option A).
+
+    Attributes:
+        padding: Places before and after each of the last axes, the last axis first, as in ``F.pad``.
+        zero_point: int8 scalar, a buffer: what stands for 0.
+    """
+
+    zero_point: Tensor
+
+    def __init__(self, padding: tuple[int, ...]) -> None:
+        super().__init__()
+        self.padding = padding
+        self.register_buffer("zero_point", torch.zeros((), dtype=torch.int8))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return int8, padded."""
+        return (F.pad(_centred(inputs, self.zero_point), self.padding) + self.zero_point).to(torch.int8)
+
+
+class Int8ReLU(nn.Module):
+    """``max(x, Z_x)``, where no layer before it takes the ReLU in."""
+
+    zero_point: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("zero_point", torch.zeros((), dtype=torch.int8))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return int8 of the shape of ``inputs``."""
+        return torch.maximum(inputs, self.zero_point)
+
+
+class Int8Softmax(nn.Module):
+    """Softmax over the last axis of int8 tensors, with scale 1/256 and zero point −128 at the output.
+
+    ``y = min(round(256 e[x_max − x] / Σ e[x_max − x]) − 128, 127)``, halves up, with the table
+    ``e[d] = round(2¹⁶ exp(−S d))`` for the 256 differences *d* (the scale of the output is that of TensorFlow Lite's
+    quantised SOFTMAX, the table is of this module).
+
+    Attributes:
+        exponentials: int32 ``[256]``, a buffer: *e*.
+    """
+
+    exponentials: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("exponentials", torch.zeros(256, dtype=torch.int32))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return int8 of the shape of ``inputs``."""
+        wide = inputs.to(torch.int64)
+        powers = self.exponentials[wide.amax(-1, keepdim=True) - wide].to(torch.int64)
+        sums = powers.sum(-1, keepdim=True).clamp(min=1)
+        parts = torch.div(512 * powers + sums, 2 * sums, rounding_mode="floor")
+        return (parts + INT8_MIN).clamp(INT8_MIN, INT8_MAX).to(torch.int8)
+
+
+def _centred(integers: Tensor, zero_point: Tensor) -> Tensor:
+    """Return ``q − Z`` as int16, of magnitude at most 255."""
+    return integers.to(torch.int16) - zero_point
 
 
 class Int8MaxPool2d(nn.Module):
