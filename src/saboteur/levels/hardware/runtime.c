@@ -476,9 +476,11 @@ static void mask_read(Machine *m, int n, int par) {
 /* -- every node in every cycle ----------------------------------------------------------------------------------- */
 
 /* input [cycles][input_bytes]: the lanes of each input slot, one slot after the other; memory [memories] ->
- * [words][lanes]; initial [slots]; trace [lanes][cycles + 1][slots] or NULL. Rows of fault f act in lane f. */
+ * [words][lanes]; initial [slots]; trace [lanes][cycles + 1][kept] of the slots in `keep`, or NULL. Rows of fault f act
+ * in lane f. */
 void run_plain(Machine *m, int lanes, int cycles, int inputs, const int32_t *input_slot, const char *input,
-               u64 **memory, const golden_t *initial, int rows, const Row *row, golden_t *trace) {
+               u64 **memory, const golden_t *initial, int rows, const Row *row, golden_t *trace, int kept,
+               const int32_t *keep) {
     for (int s = 0; s < m->slots; s++) if (m->is_state[s]) fill(m->value[0][s], m->bytes[s], initial[s]);
     for (int t = 0; t <= cycles; t++) {
         int par = t & 1, bridges = 0;
@@ -533,9 +535,10 @@ void run_plain(Machine *m, int lanes, int cycles, int inputs, const int32_t *inp
                 }
             }
         if (trace)
-            for (int s = 0; s < m->slots; s++)
+            for (int k = 0; k < kept; k++)
                 for (int l = 0; l < lanes; l++)
-                    trace[((int64_t)l * (cycles + 1) + t) * m->slots + s] = (golden_t)get(m->value[par][s], m->bytes[s], l);
+                    trace[((int64_t)l * (cycles + 1) + t) * kept + k] =
+                        (golden_t)get(m->value[par][keep[k]], m->bytes[keep[k]], l);
     }
     for (int r = 0; r < rows; r++) if (row[r].kind == AT_HOOK && row[r].off > cycles && row[r].on <= cycles) {
         m->hooks[row[r].place]--;

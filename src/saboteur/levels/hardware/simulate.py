@@ -232,6 +232,7 @@ class Simulator:
         rows: NDArray | None = None,
         initial: NDArray | None = None,
         keep: bool = True,
+        slots: NDArray[np.int32] | None = None,
     ) -> NDArray | None:
         """Compute everything in every cycle, a lane for each of ``runs``: the plain way.
 
@@ -241,6 +242,7 @@ class Simulator:
             rows: faults, of dtype ROW; ``fault`` is the index into ``runs`` of the machine that has it.
             initial: [slots] states at power-on.
             keep: give back the trace.
+            slots: which slots are in the trace; all if absent.
 
         Returns:
             [runs, cycles + 1, slots] in the golden type. In the last row only states count.
@@ -250,8 +252,9 @@ class Simulator:
         self._prepare_hooks(rows)
         initial = self.initial if initial is None else np.ascontiguousarray(initial, self.golden_type)
         cycles = stimulus.cycles
-        slots = len(self.design.slots)
-        trace = np.zeros((len(runs), cycles + 1, slots), self.golden_type) if keep else None
+        chosen_slots = np.arange(len(self.design.slots)) if slots is None else slots
+        kept = np.ascontiguousarray(chosen_slots, np.int32)
+        trace = np.zeros((len(runs), cycles + 1, len(kept)), self.golden_type) if keep else None
         inputs = np.zeros(0, np.uint8)
         for first in range(0, len(runs), self.lanes):
             chosen, before = runs[first : first + self.lanes], runs[max(first - self.lanes, 0) : first]
@@ -272,6 +275,8 @@ class Simulator:
                 len(mine),
                 _at(mine),
                 _at(trace[first : first + len(chosen)]) if trace is not None else None,
+                len(kept),
+                _at(kept),
             )
         return trace
 
