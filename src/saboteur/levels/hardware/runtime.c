@@ -286,17 +286,16 @@ static void present(Machine *m, const Row *f, int lane, int t) {
         if (f->way != HOLD || t == f->on + 1) set_hook(m, f, lane, a, x);
     }
 }
-/* Let the nets of a bridge see each other as they have just been computed; whether that changed anything. */
+/* Put onto a bridged net what its drivers, as just computed, make of it; whether that changed anything. The net holds
+ * this value while they are computed again: a loop through one bridge settles at the second change, or never. */
 static int meet(Machine *m, const Row *f, int lane) {
     if (f->way < BRIDGE_AND) return 0;
-    int bytes = f->size / LANES;
     char *own = m->hook[f->place] + f->offset;
-    u64 other = get(m->hook[f->word] + f->a + 2 * f->size, bytes, lane) & f->x, a = ~f->x, x = other;
-    if (f->way == BRIDGE_AND) { a |= other; x = 0; }
-    if (f->way == BRIDGE_OR) a = ~other;
-    u64 ones = GATE ? 1 : ~0ull >> (64 - 8 * (bytes ? bytes : 8));
-    if (get(own, bytes, lane) == (a & ones) && get(own + f->size, bytes, lane) == (x & ones)) return 0;
-    set_hook(m, f, lane, a, x);
+    u64 value = get(m->hook[f->word] + f->a + 2 * f->size, 0, lane);
+    if (f->way == BRIDGE_AND) value &= raw_value(m, f, lane);
+    if (f->way == BRIDGE_OR) value |= raw_value(m, f, lane);
+    if (!get(own, 0, lane) && get(own + f->size, 0, lane) == value) return 0;
+    set_hook(m, f, lane, 0, value);
     return 1;
 }
 

@@ -502,7 +502,7 @@ def _with_both_nets(rows: NDArray, partners: NDArray, bridged: NDArray[np.bool_]
     for column in PLACE.names or ():
         second[column] = other[column]
     for row, partner in ((first, second), (second, first)):
-        row["word"], row["a"], row["x"] = partner["place"], partner["offset"], 1
+        row["word"], row["a"], row["x"] = partner["place"], partner["offset"], 0
     take = WAYS.index("bridge_take")
     for row, wins in ((first, variant == 0), (second, variant == 1)):
         row[(row["way"] == take) & wins] = _untouched(row[(row["way"] == take) & wins])
