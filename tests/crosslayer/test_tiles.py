@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from saboteur.levels.crosslayer import mapping as mappings
 from saboteur.levels.crosslayer.tiles import ArraySimulator
 from saboteur.levels.hardware import designs
 from saboteur.levels.hardware.simulate import ROW
-from tests.crosslayer.blocks import PlainBlocks
 
 ARRAYS = {
     "output_stationary": designs.OutputStationary(3, 2),
@@ -23,7 +23,8 @@ def array(request: pytest.FixtureRequest) -> ArraySimulator:
 
 def layer(array: ArraySimulator, m: int, k: int, n: int, images: int, seed: int = 0):
     generator = np.random.default_rng(seed)
-    mapping = PlainBlocks(array.array.dataflow, array.array.rows, array.array.cols, m, k, n)
+    kinds = {"output_stationary": mappings.OutputStationary, "weight_stationary": mappings.WeightStationary}
+    mapping = kinds[array.array.dataflow](array.array.rows, array.array.cols, m, k, n)
     a = generator.integers(-128, 128, (images, m, k)).astype(np.int8)
     b = generator.integers(-128, 128, (1, k, n)).astype(np.int8)
     return mapping, a, b

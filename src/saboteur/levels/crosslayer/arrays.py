@@ -61,7 +61,7 @@ class ArrayAdapter(Protocol):
             b: [tiles, k, n] operands.
 
         Returns:
-            ``[cycles]`` for each input port except the clock: uint64, or Python integers where the port is wider than 64
+            ``[cycles]`` for each input port except the clock: uint64, or Python integers where a port is wider than 64
             bits.
         """
         ...

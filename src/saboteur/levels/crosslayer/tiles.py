@@ -4,31 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from saboteur.levels.crosslayer.arrays import ArrayAdapter, ShippedArray
+from saboteur.levels.crosslayer.mapping import Mapping
 from saboteur.levels.hardware import designs
 from saboteur.levels.hardware.designs import TileShape
 from saboteur.levels.hardware.importing import Level, read_verilog
 from saboteur.levels.hardware.netlist import Design
 from saboteur.levels.hardware.simulate import Simulator, Stimulus
 from saboteur.levels.hardware.sites import Sites
-
-
-class Blocks(Protocol):
-    """What of a mapping is needed here: which blocks of A and B each tile of the stream holds."""
-
-    m: int
-    k: int
-    n: int
-    tiles: int
-
-    def block(self, tile: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-        """First m, k and n of each tile."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -70,13 +57,13 @@ class ArraySimulator:
         """Where the array can fail."""
         return Sites(self.simulator)
 
-    def cycles(self, mapping: Blocks) -> int:
+    def cycles(self, mapping: Mapping) -> int:
         """Cycles of a layer's stream of tiles."""
         return self.array.cycles(self._shape(mapping))
 
     def errors(
         self,
-        mapping: Blocks,
+        mapping: Mapping,
         a: NDArray[np.int8],
         b: NDArray[np.int8],
         image: NDArray[np.int64],
@@ -95,7 +82,7 @@ class ArraySimulator:
 
     def stream(
         self,
-        mapping: Blocks,
+        mapping: Mapping,
         a: NDArray[np.int8],
         b: NDArray[np.int8],
         image: NDArray[np.int64],
@@ -103,7 +90,7 @@ class ArraySimulator:
     ) -> Errors:
         """The plain way to :meth:`errors`: every fault's whole stream is simulated from the reset on."""
         shape = self._shape(mapping)
-        m0, k0, n0 = mapping.block(np.arange(mapping.tiles))
+        m0, k0, n0, *_ = mapping.block(np.arange(mapping.tiles))
         images, which = np.unique(image, return_inverse=True)
         padded_a = np.zeros((len(images), _up(mapping.m, shape.m), _up(mapping.k, shape.k)), np.int64)
         padded_a[:, : mapping.m, : mapping.k] = a[images]
@@ -134,7 +121,7 @@ class ArraySimulator:
         return Errors(*(np.concatenate(columns) for columns in zip(*(found or empty), strict=True)))
 
     def _products(
-        self, mapping: Blocks, shape: TileShape, stimulus: Stimulus, runs: NDArray[np.int64], rows: NDArray
+        self, mapping: Mapping, shape: TileShape, stimulus: Stimulus, runs: NDArray[np.int64], rows: NDArray
     ) -> NDArray[np.int64]:
         """C, [runs, m, n]."""
         outputs = self.simulator.design.outputs
@@ -146,7 +133,7 @@ class ArraySimulator:
         }
         kept = self.simulator.run(stimulus, runs, rows, slots=slots)
         assert kept is not None
-        m0, _, n0 = mapping.block(np.arange(mapping.tiles))
+        m0, _, n0, *_ = mapping.block(np.arange(mapping.tiles))
         sums = np.zeros((len(runs), _up(mapping.m, shape.m), _up(mapping.n, shape.n)), np.int64)
         for run, trace in enumerate(kept[:, :-1]):
             words = {port: self.simulator.read(trace, pieces) for port, pieces in local.items()}
@@ -154,7 +141,7 @@ class ArraySimulator:
                 sums[run, m : m + shape.m, n : n + shape.n] += tile
         return sums[:, : mapping.m, : mapping.n]
 
-    def _shape(self, mapping: Blocks) -> TileShape:
+    def _shape(self, mapping: Mapping) -> TileShape:
         rows, cols = self.array.rows, self.array.cols
         if self.array.dataflow == "output_stationary":
             return TileShape(mapping.tiles, rows, mapping.k, cols)
