@@ -23,8 +23,13 @@ def plain(name: str) -> str:
     return name.rsplit("\\", 1)[-1]
 
 
-def as_verilog(netlist: Netlist) -> tuple[str, dict[str, str]]:
-    """Verilog in which every pin is a wire of its own, and where each site is: ``{"u.cell.A": "dut.i0.c3_A"}``."""
+def as_verilog(netlist: Netlist, saboteurs: bool = False) -> tuple[str, dict[str, str]]:
+    """Verilog in which every pin is a wire of its own, and where each site is: ``{"u.cell.A": "dut.i0.c3_A"}``.
+
+    With ``saboteurs``, gates take one unit of time, and a net reads ``testbench.one`` or ``testbench.other`` instead
+    of what drives it where ``u.cell.saboteur`` is 1 or 2; ``u.cell.driven`` is what drives it, ``u.cell.before`` what
+    drove it before the last rising edge of ``testbench.clk``.
+    """
     text, where = [], {}
     number = {name: k for k, name in enumerate(netlist.modules)}
     for name, module in netlist.modules.items():
@@ -50,7 +55,12 @@ def as_verilog(netlist: Netlist) -> tuple[str, dict[str, str]]:
                     text.append(f"wire {wire} = {value[cell['connections'][port][0]]};")
             if cell["type"] in FUNCTIONS:
                 expression = FUNCTIONS[cell["type"]][1].format(**pins)
-                text.append(f"assign n{cell['connections']['Y'][0]} = {expression};")
+                net = cell["connections"]["Y"][0]
+                if saboteurs:
+                    text.append(f"wire d{k}; assign #1 d{k} = {expression}; reg [1:0] s{k} = 0; reg o{k};")
+                    text.append(f"always @(posedge testbench.clk) o{k} <= d{k};")
+                    expression = f"s{k} == 0 ? d{k} : s{k} == 1 ? testbench.one : testbench.other"
+                text.append(f"assign n{net} = {expression};")
             elif cell["type"] == "$_DFF_P_":
                 text.append(f"always @(posedge {pins['C']}) n{cell['connections']['Q'][0]} <= {pins['D']};")
             else:
@@ -67,6 +77,8 @@ def as_verilog(netlist: Netlist) -> tuple[str, dict[str, str]]:
             if cell["type"] in netlist.modules:
                 walk(cell["type"], f"{full}.", f"{instance}.i{k}")
             else:
+                for word, letter in (("saboteur", "s"), ("driven", "d"), ("before", "o")):
+                    where[f"{full}.{word}"] = f"{instance}.{letter}{k}"
                 for port, bits in cell["connections"].items():
                     where[f"{full}.{port}"] = f"{instance}.n{bits[0]}" if port in "YQ" else f"{instance}.c{k}_{port}"
 

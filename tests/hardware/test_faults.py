@@ -182,3 +182,48 @@ def test_faulty_gates_equal_icarus(name: str, tmp_path: Path) -> None:
         values = simulator.read(trace, pieces).ravel()
         assert agree(values[settled].tolist(), [theirs[port][k] for k in settled]), port
     assert len(np.unique(response.differences["fault"])) > count // 3
+
+
+@needs_icarus
+@pytest.mark.parametrize("level", ["word", "gate"])
+def test_faulty_data_read_from_a_memory_equals_icarus(level: str) -> None:
+    """Pulses on bits of what the port reads, and data that are stuck."""
+    simulator, stimulus = opened("fifo", level)
+    nets = {
+        name: (place, group.width)
+        for group in Sites(simulator).groups("nets").values()
+        for name, place in zip(group.names, group.places, strict=True)
+        if name.startswith("dout")
+    }
+    assert len(nets) == (1 if level == "word" else 8)
+    inputs = {port: (INPUTS["fifo"][port], words[0].tolist()) for port, words in stimulus.inputs.items()}
+    widths = {port: sum(piece[2] for piece in pieces) for port, pieces in simulator.design.outputs.items()}
+    rng = np.random.default_rng(8)
+    rows, events = [], []
+    for fault in range(12):
+        word = int(rng.integers(1, 256))
+        on, stuck = int(rng.integers(5, CYCLES - 4)), fault % 2
+        for bit in range(8) if level == "gate" else [0]:
+            place, width = nets["dout" if level == "word" else f"dout[{bit}]"]
+            row = np.zeros(1, ROW)
+            for column in place.dtype.names:
+                row[column] = place[column]
+            row["fault"], row["on"], row["off"] = fault, on, on + (3 if stuck else 1)
+            row["a"], row["x"] = 0 if stuck else ALL, word >> bit & ((1 << width) - 1)
+            rows.append(row)
+        value = word if stuck else f"dut.store[dut.head] ^ {word}"
+        events.append([Event(on, f"force dut.dout = {value};"), Event(on + (3 if stuck else 1), "release dut.dout;")])
+    table = np.concatenate(rows)
+    golden = simulator.run(stimulus)[0]
+    memories = [np.array(memory.initial, np.uint64) for memory in simulator.design.memories]
+    watch = watched(simulator)
+    response = simulator.respond(golden, memories, watch, table, len(events))
+    ours = np.repeat(golden[None, :CYCLES], len(events), axis=0)
+    ours[:, :, watch.slots] = faulty(simulator, golden, watch, response.differences, len(events))
+    plain = simulator.run(stimulus, np.zeros(len(events), np.int64), table)
+    assert (plain[:, :CYCLES, watch.slots] == ours[:, :, watch.slots]).all()
+    for fault, statements in enumerate(events):
+        theirs = simulate([DESIGNS / "fifo.v"], "fifo", inputs, widths, events=statements)
+        for port, pieces in simulator.design.outputs.items():
+            assert agree(simulator.read(ours[fault], pieces).tolist(), theirs[port]), (port, fault)
+    assert len(np.unique(response.differences["fault"])) == len(events)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
 from itertools import pairwise
@@ -389,7 +389,8 @@ class DesignTarget(Target):
         trace = self.golden_trace(run)
         watch = self.observer.watch(trace)
         response = self.simulator.respond(trace, self._images(run), watch, renumbered, len(trials))
-        return self.observer.answers(trace, self._answers[run], response, len(trials)), ordered
+        answers = self.observer.answers(trace, self._answers[run], response, len(trials))
+        return replace(answers, hang=answers.hang | response.oscillates), ordered
 
     @cached_property
     def _neighbours(self) -> NDArray[np.int64]:
