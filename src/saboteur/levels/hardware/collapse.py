@@ -79,7 +79,7 @@ def collapse(sites: Sites, design: Design, dominance: bool = False) -> Collapsed
             fault = parent[fault]
         return fault
 
-    dropped: set[int] = set()
+    dominated: list[tuple[int, list[int]]] = []
     for kind, output, inputs in lines.gates:
         out = 2 * lines.number[output]
         if kind in ("$_NOT_", "$_BUF_"):
@@ -92,24 +92,25 @@ def collapse(sites: Sites, design: Design, dominance: bool = False) -> Collapsed
             for pin in inputs:
                 if pin is not None:
                     parent[root(2 * pin + low)] = root(out + high)
-            if dominance and all(pin is not None for pin in inputs):
-                dropped.add(out + (1 - high))
-    seen = lines.observable
-    untestable = {2 * i + v for i in range(len(lines.names)) for v in (0, 1) if i not in seen}
-    untestable |= lines.constant
+            pins = [2 * pin + (1 - low) for pin in inputs if pin is not None]
+            if dominance and len(pins) == len(inputs):
+                dominated.append((out + (1 - high), pins))
+    seen, where = lines.observable, sites.lines()
+    faults = [2 * i + v for i, line in enumerate(lines.names) for v in (0, 1) if line in where]
+    untestable = {fault for fault in faults if fault // 2 not in seen} | lines.constant.intersection(faults)
     classes: dict[int, list[int]] = {}
-    for fault in range(len(parent)):
+    for fault in faults:
         if fault not in untestable:
             classes.setdefault(root(fault), []).append(fault)
-    chosen = [members for members in classes.values() if not dropped.intersection(members)]
-    where = sites.lines()
+    dropped = {root(fault) for fault, pins in dominated if any(root(pin) in classes for pin in pins)}
+    chosen = [members for fault, members in classes.items() if fault not in dropped]
     picked = [(where[lines.names[members[-1] // 2]], members[-1] % 2, len(members)) for members in chosen]
     picked.sort(key=lambda fault: (int(fault[0][0]["kind"]), int(fault[0][0]["place"]), int(fault[0][0]["offset"])))
     places = np.array([place for (place, _), _, _ in picked], PLACE)
     value = np.array([value for _, value, _ in picked], np.uint8)
     names = tuple(f"{name} stuck at {v}" for (_, name), v, _ in picked)
     size = np.array([size for *_, size in picked], np.int64)
-    return Collapsed(places, value, names, size, len(parent), len(untestable))
+    return Collapsed(places, value, names, size, len(faults), len(untestable))
 
 
 class _Lines:

@@ -41,6 +41,13 @@ _GATES = {
     "$_XOR_": "{A} ^ {B}",
     "$_XNOR_": "~({A} ^ {B})",
     "$_MUX_": "{A} ^ (({A} ^ {B}) & {S})",
+    "$_NMUX_": "~({A} ^ (({A} ^ {B}) & {S}))",
+    "$_ANDNOT_": "{A} & ~{B}",
+    "$_ORNOT_": "{A} | ~{B}",
+    "$_AOI3_": "~(({A} & {B}) | {C})",
+    "$_OAI3_": "~(({A} | {B}) & {C})",
+    "$_AOI4_": "~(({A} & {B}) | ({C} & {D}))",
+    "$_OAI4_": "~(({A} | {B}) & ({C} | {D}))",
 }
 _PRELUDE = """
 #include <stdint.h>
@@ -147,9 +154,9 @@ class SliceCode:
 
     def _mask(self, value: str, site: tuple[int, str, int]) -> str:
         """Pass a value through the masks of a site of the hooked form."""
-        if not self.hooked:
-            return value
         cell, port, width = site
+        if not self.hooked or self.module.cells[cell].pin(port) is None:
+            return value
         size = slot_bytes(width, self.level)
         self.sites.append(Site(cell, port, width, self.hook_bytes))
         at = self.hook_bytes

@@ -16,7 +16,7 @@ from saboteur.errors import TargetError
 from saboteur.faults import draws
 from saboteur.levels.hardware import designs
 from saboteur.levels.hardware.designs.arrays import RESET_CYCLES
-from saboteur.levels.hardware.importing import Netlist, from_json, read_verilog
+from saboteur.levels.hardware.importing import Netlist, read_design, read_verilog
 from saboteur.levels.hardware.simulate import Stimulus
 from saboteur.levels.hardware.spec import HardwareTarget, OutputPort
 from saboteur.levels.hardware.testbench import Observation, Observed, read_hex, read_stimulus, stimulus_of
@@ -59,7 +59,7 @@ def _network(spec: HardwareTarget, name: str) -> Bench:
         raise TargetError(f"inputs: {count} asked for, {name} has {len(pipeline.words)}")
     with tempfile.TemporaryDirectory() as folder:
         files = [*designs.sources("layer_engine"), pipeline.write(Path(folder))]
-        netlist = read_verilog(files, pipeline.name, spec.level)
+        netlist = read_verilog(files, pipeline.name, spec.level, liberty=spec.liberty)
     runs = [pipeline.stimulus([image], load=False) for image in range(count)]
     inputs = {port: np.stack([run[port] for run in runs]) for port in runs[0]}
     labels = None if workload.labels is None else np.asarray(workload.labels)[:count].astype(np.int64)
@@ -75,11 +75,12 @@ def _array(spec: HardwareTarget, name: str) -> Bench:
         array = kinds[name](**sizes)
     except TypeError as error:
         raise TargetError(f"parameters: {error}; {name} has {', '.join(kinds[name]().parameters)}") from error
-    netlist = read_verilog(designs.sources(name), name, spec.level, array.parameters)
+    netlist = read_verilog(designs.sources(name), name, spec.level, array.parameters, liberty=spec.liberty)
     a, b = tiles(array, spec.inputs or _DEFAULT_INPUTS)
     runs = [array.stimulus(a[t : t + 1], b[t : t + 1]) for t in range(len(a))]
     inputs = {port: np.stack([run[port] for run in runs]) for port in runs[0]}
-    shape = designs.TileShape(1, *a.shape[1:], array.cols)
+    _, rows, depth = a.shape
+    shape = designs.TileShape(1, rows, depth, array.cols)
     strobe = _due(array, shape, len(runs[0]["rst"]))
     observation = Observation((Observed("south", array.cols, signed=True),), strobe=strobe, alarms=spec.alarms)
     return Bench(netlist, Stimulus(inputs), observation)
@@ -110,10 +111,7 @@ def _random_integers(seed: int, shape: tuple[int, ...], limit: int) -> NDArray[n
 
 def _own(spec: HardwareTarget) -> Bench:
     top = str(spec.top)
-    if len(spec.sources) == 1 and spec.sources[0].endswith(".json"):
-        netlist = from_json(spec.sources[0], top, spec.level)
-    else:
-        netlist = read_verilog(spec.sources, top, spec.level, spec.parameters, spec.defines, spec.include)
+    netlist = read_design(spec.sources, top, spec.level, spec.parameters, spec.defines, spec.include, spec.liberty)
     stimulus, labels = _stimulus(str(spec.stimulus))
     memories = dict(stimulus.memories or {})
     memories |= {name: np.array(read_hex(Path(path)), np.uint64) for name, path in spec.memories.items()}

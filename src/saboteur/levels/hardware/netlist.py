@@ -16,6 +16,7 @@ from typing import Any
 
 from saboteur.errors import TargetError
 from saboteur.levels.hardware.importing import Level, Netlist
+from saboteur.levels.hardware.library import LibraryCell, is_library_cell, library_cell
 
 Bit = int | str
 WORD_BITS = 64
@@ -28,6 +29,7 @@ _OPERATORS = _BITWISE | {
     *("$reduce_and", "$reduce_or", "$reduce_xor", "$reduce_xnor", "$reduce_bool"),
     *("$logic_not", "$logic_and", "$logic_or"),
     *("$_NOT_", "$_BUF_", "$_AND_", "$_NAND_", "$_OR_", "$_NOR_", "$_XOR_", "$_XNOR_", "$_MUX_"),
+    *("$_ANDNOT_", "$_ORNOT_", "$_NMUX_", "$_AOI3_", "$_OAI3_", "$_AOI4_", "$_OAI4_"),
 }
 _FLIP_FLOPS = {"$dff": None, "$ff": None, "$_DFF_P_": 1, "$_DFF_N_": 0, "$_FF_": None}
 _IGNORED = {"$scopeinfo", "$print", "$check", "$assert", "$assume", "$cover", "$live", "$fair"}
@@ -35,7 +37,12 @@ _IGNORED = {"$scopeinfo", "$print", "$check", "$assert", "$assume", "$cover", "$
 
 @dataclass
 class Cell:
-    """One operator, or the flip-flops of one register word."""
+    """One operator, or the flip-flops of one register word; several are a cell of a Liberty file.
+
+    Attributes:
+        pins: which ports are fault sites, and how they are called: ``Q`` is the state of a flip-flop, ``Y`` the output
+            of any other cell. All ports, by their own names, if absent.
+    """
 
     name: str
     kind: str
@@ -44,6 +51,11 @@ class Cell:
     output: list[int]
     source: str = ""
     initial: int | None = None
+    pins: dict[str, str] | None = None
+
+    def pin(self, port: str) -> str | None:
+        """What a port is called as a fault site; None where it is none."""
+        return port if self.pins is None else self.pins.get(port)
 
     @property
     def is_flip_flop(self) -> bool:
@@ -85,7 +97,14 @@ class Slice:
 class Module:
     """One module of the netlist, cut into slices."""
 
-    def __init__(self, name: str, content: Mapping[str, Any], level: Level, known: Iterable[str]):
+    def __init__(
+        self,
+        name: str,
+        content: Mapping[str, Any],
+        level: Level,
+        known: Iterable[str],
+        library: Mapping[str, LibraryCell],
+    ):
         self.name = name
         self.level: Level = level
         self.ports: dict[str, tuple[str, list[Bit]]] = {}
@@ -102,7 +121,10 @@ class Module:
         self.clocks: dict[tuple[Bit, int], str] = {}
         known = set(known)
         for cell, entry in content["cells"].items():
-            self._add(cell, entry, known)
+            if entry["type"] in library:
+                self._add_library_cell(cell, library[entry["type"]], entry)
+            else:
+                self._add(cell, entry, known)
         self._index_drivers()
         self._name_registers()
 
@@ -148,6 +170,29 @@ class Module:
             self._add_operator(Cell(name, kind, parameters, inputs, connections["Y"], source))
         elif kind not in _IGNORED:
             raise TargetError(f"{where}: cells of this kind cannot be simulated")
+
+    def _add_library_cell(self, name: str, cell: LibraryCell, entry: Mapping[str, Any]) -> None:
+        """Put the gates and flip-flops of a cell in its place."""
+        source = entry.get("attributes", {}).get("src", "")
+        where = f"{plain(self.name)}: {entry['type']} {plain(name)}" + (f" at {source}" if source else "")
+        outer: dict[Bit, Bit] = {"0": "0", "1": "1", "x": "x"}
+        for port, labels in cell.ports.items():
+            outer |= dict(zip(labels, entry["connections"].get(port, ()), strict=False))
+        inner = {part.output: self._new()[0] for part in cell.parts if not isinstance(outer.get(part.output), int)}
+        value = {**outer, **inner}
+        for part in cell.parts:
+            if "Q" in part.pins and part.kind not in _FLIP_FLOPS:
+                raise TargetError(f"{where}: holds a {part.kind}, which cannot be simulated")
+            inputs = {port: [value.get(bit, "x")] for port, bit in part.inputs.items()}
+            state = value[part.output]
+            assert isinstance(state, int)
+            if part.clock is not None:
+                self.clocks.setdefault((value.get(part.clock[0], "x"), int(part.clock[1])), where)
+            if "Q" in part.pins and state < 0:
+                nets = [self.names.get(outer.get(label, "x"), ("$", 0, 1, 0)) for label in part.shown]
+                shown = next((net for net in nets if not net[0].startswith("$")), None)
+                self.names[state] = shown or (plain(name), 0, 1, 0)
+            self.cells.append(Cell(name, part.kind, {}, inputs, [state], source, None, part.pins))
 
     def _new(self, count: int = 1) -> list[int]:
         self._fresh -= count
@@ -558,8 +603,11 @@ class Design:
     def __init__(self, netlist: Netlist):
         self.netlist = netlist
         self.level: Level = netlist.level
+        library = {name: library_cell(cell) for name, cell in netlist.modules.items() if is_library_cell(cell)}
         self.modules = {
-            name: Module(name, content, netlist.level, netlist.modules) for name, content in netlist.modules.items()
+            name: Module(name, content, netlist.level, netlist.modules, library)
+            for name, content in netlist.modules.items()
+            if name not in library
         }
         for module in self.modules.values():
             module.connect_children(self.modules)

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import combinations
 from typing import Literal
 
 import numpy as np
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 
 from saboteur.errors import FaultError, near
 from saboteur.levels.hardware.compile import slot_bytes
-from saboteur.levels.hardware.netlist import MemoryRead, Node, plain
+from saboteur.levels.hardware.netlist import Bit, Design, MemoryRead, Node, plain
 from saboteur.levels.hardware.simulate import PLACES, Simulator
 
 Kind = Literal["flip_flops", "memories", "inputs", "nets", "pins", "bridges"]
@@ -38,6 +39,7 @@ class Group:
         places: [words], of dtype PLACE.
         names: the name of each word, as far as the source gives one; the slot's, the net's, ``cell.port`` of a pin.
         partners: [words], of dtype PLACE: the other net of each bridge.
+        joined: whether the words are single bits, lowest first, that are hit as one word: a register at gate level.
     """
 
     name: str
@@ -47,6 +49,7 @@ class Group:
     places: NDArray
     names: tuple[str, ...]
     partners: NDArray | None = None
+    joined: bool = False
 
 
 class Sites:
@@ -70,6 +73,7 @@ class Sites:
                 "memories": self._memories,
                 "nets": lambda: self._hooks("nets"),
                 "pins": lambda: self._hooks("pins"),
+                "bridges": self._neighbours,
             }
             self._found[kind] = {group.name: group for group in build[kind]()}
         return self._found[kind]
@@ -80,8 +84,7 @@ class Sites:
         Raises:
             FaultError: when one is no net with a cell that drives it (with near names), or both are the same.
         """
-        if self._design.level != "gate":
-            raise FaultError("bridges: need the gate level, where a net is one wire")
+        self._check_bridges()
         nets = self._nets
         for name in (first, second):
             if name not in nets:
@@ -91,13 +94,53 @@ class Sites:
         one, other = (np.array([nets[name]], PLACE) for name in (first, second))
         return Group(f"{first}~{second}", "", "bridges", 1, one, (f"{first}~{second}",), other)
 
+    def _check_bridges(self) -> None:
+        if self._design.level != "gate":
+            raise FaultError("bridges: need the gate level, where a net is one wire")
+
+    def _neighbours(self) -> Iterator[Group]:
+        """Pairs of nets that meet at a cell: two of its inputs, or an input and its output.
+
+        Without a layout, these are the bridges that lists of cell-level bridges hold, and those of the classical
+        analyses of input bridges and feedback bridges (Mei, IEEE Transactions on Computers C-23(7), 1974). A pair
+        belongs to the module instance of the first cell at which it meets; nets of flip-flops, inputs and constants
+        take no part.
+        """
+        self._check_bridges()
+        nets = {
+            key: (place, name)
+            for group, keys in zip(self.groups("nets").values(), self._keys["nets"], strict=True)
+            for key, place, name in zip(keys, group.places, group.names, strict=True)
+        }
+        seen: set[tuple[str, str]] = set()
+        for path, module in self._design.instances():
+            cells: dict[str, dict[tuple, None]] = {}
+            for i, cell in enumerate(module.cells):
+                stems = [stem(self._design, path, bits[0]) for bits in cell.inputs.values()]
+                met = [line for line in (*stems, (path, i, "Y")) if line in nets]
+                cells.setdefault(cell.name, {}).update(dict.fromkeys(met))
+            found = []
+            for lines in cells.values():
+                for one, other in combinations(lines, 2):
+                    names = nets[one][1], nets[other][1]
+                    if names not in seen:
+                        seen |= {names, names[::-1]}
+                        found.append((nets[one][0], nets[other][0], "~".join(names)))
+            if found:
+                first, second, pairs = zip(*found, strict=True)
+                label = f"{path or plain(self._design.netlist.top)}:bridges"
+                yield Group(label, path, "bridges", 1, np.array(first, PLACE), pairs, np.array(second, PLACE))
+
     @cached_property
     def _nets(self) -> dict[str, NDArray]:
         groups = self.groups("nets").values()
         return {name: place for group in groups for name, place in zip(group.names, group.places, strict=True)}
 
     def lines(self) -> dict[tuple, tuple[NDArray, str]]:
-        """At gate level, place and name of each line: ``(instance, cell, port)``, or ``(None, input port, bit)``."""
+        """At gate level, place and name of each line.
+
+        ``(instance, cell, port)``, ``(None, input port, bit)``, or ``(instance, "memory", (memory, port), bit)``.
+        """
         found: dict[tuple, tuple[NDArray, str]] = {}
         for port, pieces in self._design.inputs.items():
             for slot, _, bits, low in pieces:
@@ -125,10 +168,15 @@ class Sites:
             name, k = (bit[1], int(bit[2])) if bit else (slot.name, 0)
             registers.setdefault((name, slot.instance, slot.width), []).append((k, i))
         for (name, instance, width), found in registers.items():
-            slots = [i for _, i in sorted(found)]
-            places = _places("slot", slots)
-            names = tuple(self._design.slots[i].name for i in slots)
-            yield Group(name if len(slots) > 1 else names[0], instance, kind, width, places, names)
+            slots = sorted(found)
+            joined = self._design.level == "gate" and len(slots) > 1
+            parts = [slots[k : k + 64] for k in range(0, len(slots), 64)] if joined else [slots]
+            for part in parts:
+                names = tuple(self._design.slots[i].name for _, i in part)
+                label = name if len(part) > 1 else names[0]
+                label += f"[{part[-1][0]}:{part[0][0]}]" if len(parts) > 1 else ""
+                places = _places("slot", [i for _, i in part])
+                yield Group(label, instance, kind, width, places, names, joined=len(part) > 1 and joined)
 
     def _memories(self) -> Iterator[Group]:
         for i, memory in enumerate(self._design.memories):
@@ -155,7 +203,7 @@ class Sites:
                     cell = module.cells[site.cell]
                     known = module.names.get(cell.output[0])
                     named = kind == "nets" and known is not None and not known[0].startswith("$")
-                    name = module.name_of(cell.output) if named else f"{plain(cell.name)}.{site.port}"
+                    name = module.name_of(cell.output) if named else f"{plain(cell.name)}.{cell.pin(site.port)}"
                     found.setdefault((node.instance, site.width), []).append(
                         (n, site.offset, name, (node.instance, site.cell, site.port))
                     )
@@ -168,6 +216,19 @@ class Sites:
             label = f"{where}:{kind}" if self._design.level == "gate" else f"{where}:{kind}[{width}]"
             paths = tuple(f"{instance}.{name}" if instance else name for name in names)
             yield Group(label, instance, kind, width, places, paths)
+
+
+def stem(design: Design, path: str, bit: Bit) -> tuple | None:
+    """The line that drives a bit of an instance, as :meth:`Sites.lines` calls it; None of constants."""
+    origin = design.origin(path, bit)
+    if origin is None or origin[0] == "constant":
+        return None
+    if origin[0] == "port" and len(origin) == 3:
+        return (None, origin[1], origin[2])
+    where, kind, i, position = origin
+    if kind == "memory":
+        return (where, "memory", i, position)
+    return (where, i, "Q" if kind == "state" else "Y")
 
 
 def _places(kind: str, where: object) -> NDArray:

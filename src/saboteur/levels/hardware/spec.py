@@ -21,7 +21,10 @@ class HardwareFault(FaultSpec):
     - ``inputs``: input ports, in one cycle or in all.
     - ``nets``: outputs of cells, as all that read them see them (stem); ``pins``: one input of one cell (branch). A
       transient fault is a pulse (single-event transient) that lasts for the one cycle.
-    - ``bridges``: shorts between the given ``pairs`` of nets of a gate-level design, with the model ``bridge``.
+    - ``bridges``: shorts between the given ``pairs`` of nets of a gate-level design, or between all ``neighbours``,
+      with the model ``bridge``.
+
+    At gate level, too, a register is a word: models of several adjacent bits hit its neighbouring flip-flops.
     """
 
     where: Where
@@ -30,6 +33,9 @@ class HardwareFault(FaultSpec):
     )
     names: tuple[str, ...] = Field(default=("*",), description="registers, memories or ports, without their instance")
     pairs: tuple[tuple[str, str], ...] = Field(default=(), description="bridges: hierarchical names of the two nets")
+    neighbours: bool = Field(
+        default=False, description="bridges: every two nets that meet at a cell, as its inputs or as input and output"
+    )
     captured: Annotated[float, Field(gt=0, le=1)] = Field(
         default=1.0,
         description="transient faults on nets and pins: the share of pulses that meet the capture window, (pulse "
@@ -45,8 +51,11 @@ class HardwareFault(FaultSpec):
     def _fits_together(self) -> HardwareFault:
         if self.captured < 1 and (self.where not in ("nets", "pins") or self.duration != "transient"):
             raise ValueError("captured: only transient faults on nets and pins have a capture window")
-        if (self.where == "bridges") != bool(self.pairs) or (self.where == "bridges") != (self.model.kind == "bridge"):
-            raise ValueError("pairs: bridges need pairs of nets and the model bridge, and nothing else takes them")
+        bridges = self.where == "bridges"
+        if bool(self.pairs) + self.neighbours != bridges or bridges != (self.model.kind == "bridge"):
+            raise ValueError(
+                "pairs: bridges need pairs of nets or neighbours, and the model bridge, and nothing else takes them"
+            )
         return self
 
 
@@ -85,6 +94,9 @@ class HardwareTarget(TargetSpec):
     level: Literal["word", "gate"] = Field(
         default="word", description="word: registers and operators (RTL); gate: synthesised to simple gates"
     )
+    liberty: tuple[str, ...] = Field(
+        default=(), description="gate level: Liberty files of the cells to map to, or of which the sources are made"
+    )
     stimulus: str | None = None
     memories: dict[str, str] = Field(default_factory=dict, description="$readmemh files by memory")
     outputs: tuple[str | OutputPort, ...] = ()
@@ -100,7 +112,7 @@ class HardwareTarget(TargetSpec):
     )
     pes: Annotated[int, Field(ge=1)] = Field(default=8, description="processing elements of each layer of a network")
 
-    @field_validator("sources", "include", "outputs", "alarms", mode="before")
+    @field_validator("sources", "include", "liberty", "outputs", "alarms", mode="before")
     @classmethod
     def _one_or_many(cls, value: object) -> object:
         return (value,) if isinstance(value, str | dict | OutputPort) else value
@@ -128,6 +140,7 @@ class HardwareTarget(TargetSpec):
             update={
                 "sources": tuple(map(at, self.sources)),
                 "include": tuple(map(at, self.include)),
+                "liberty": tuple(map(at, self.liberty)),
                 "memories": {name: at(path) for name, path in self.memories.items()},
                 "stimulus": stimulus,
             }

@@ -282,8 +282,8 @@ class Observer:
             where = np.searchsorted(affected[mine], rows["fault"]), np.searchsorted(cycles, rows["cycle"])
             values[(*where, rows["output"])] = rows["value"]
             full = _Columns(values, self._column)
-            valid = (self._simulator.read(full, self._valid) == 1) & self._window[cycles]
-            order = np.argsort(~valid, axis=1, kind="stable")[:, :needed]
+            valid = np.equal(self._simulator.read(full, self._valid), 1) & self._window[cycles]
+            order = np.argsort(np.logical_not(valid), axis=1, kind="stable")[:, :needed]
             hang[mine] = valid.sum(axis=1) < needed
             words = np.take_along_axis(self._read(full), order[:, :, None], axis=1)
             outputs[mine] = words.reshape(len(words), -1)
