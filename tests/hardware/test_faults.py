@@ -8,10 +8,15 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from saboteur.faults import BitFlip, RandomValue
 from saboteur.levels.hardware.importing import read_verilog
 from saboteur.levels.hardware.netlist import Design
 from saboteur.levels.hardware.simulate import ROW, Simulator, Stimulus, Watch
 from saboteur.levels.hardware.sites import Sites
+from saboteur.levels.hardware.spec import HardwareFault
+from saboteur.levels.hardware.target import DesignTarget
+from saboteur.levels.hardware.testbench import Observation, Observed
+from saboteur.testing.targets import draw_faults
 from tests.hardware.gates import as_verilog
 from tests.hardware.icarus import Event, agree, needs_icarus, simulate
 from tests.hardware.test_golden import DESIGNS, INPUTS, random_stimulus
@@ -227,3 +232,32 @@ def test_faulty_data_read_from_a_memory_equals_icarus(level: str) -> None:
         for port, pieces in simulator.design.outputs.items():
             assert agree(simulator.read(ours[fault], pieces).tolist(), theirs[port]), (port, fault)
     assert len(np.unique(response.differences["fault"])) == len(events)
+
+
+@pytest.mark.parametrize("name", ["counter", "array"])
+def test_neighbouring_flip_flops_fail_alike_at_both_levels(name: str) -> None:
+    """Two adjacent bits of a register, and random values in one, at register-transfer and at gate level."""
+    found = []
+    for level in ("word", "gate"):
+        netlist = read_verilog([DESIGNS / f"{name}.v"], name, level, {"N": 2} if name == "array" else None)
+        widths = INPUTS[name] if name == "counter" else {"rst": 1, "clear": 2, "en": 2, "a": 16, "b": 16}
+        stimulus = random_stimulus(name, widths, runs=1, cycles=CYCLES)
+        port = "count" if name == "counter" else "c"
+        observation = Observation((Observed(port, lanes=1 if name == "counter" else 4),))
+        target = DesignTarget(netlist, stimulus, observation, first_cycle=2)
+        register = "count" if name == "counter" else "acc"
+        upsets = HardwareFault(
+            where="flip_flops", names=register, model=BitFlip(count=2, adjacent=True), duration="transient"
+        )
+        values = HardwareFault(where="flip_flops", names=register, model=RandomValue(), duration="transient")
+        space = target.space([upsets, values])
+        faults = draw_faults(space, 300)
+        golden = target.golden_trace(0)
+        trace = target.simulator.run(stimulus, np.zeros(300, np.int64), target.rows(space, faults))
+        assert trace is not None
+        outputs = target.observer.golden(trace)
+        assert (outputs != target.observer.golden(golden[None])).any(axis=1).mean() > 0.5
+        found.append((space.size, [region.site for region in space.regions], outputs.tolist()))
+    assert found[0] == found[1]
+    bits = 3 if name == "counter" else 4 * 31
+    assert found[0][0] == (bits + (1 if name == "counter" else 4)) * (CYCLES - 2)

@@ -112,7 +112,7 @@ class Sites:
             for group, keys in zip(self.groups("nets").values(), self._keys["nets"], strict=True)
             for key, place, name in zip(keys, group.places, group.names, strict=True)
         }
-        seen: set[tuple[str, str]] = set()
+        seen: set[frozenset] = set()
         for path, module in self._design.instances():
             cells: dict[str, dict[tuple, None]] = {}
             for i, cell in enumerate(module.cells):
@@ -122,14 +122,14 @@ class Sites:
             found = []
             for lines in cells.values():
                 for one, other in combinations(lines, 2):
-                    names = nets[one][1], nets[other][1]
-                    if names not in seen:
-                        seen |= {names, names[::-1]}
-                        found.append((nets[one][0], nets[other][0], "~".join(names)))
+                    pair = frozenset((one, other))
+                    if pair not in seen:
+                        seen.add(pair)
+                        found.append((nets[one][0], nets[other][0], f"{nets[one][1]}~{nets[other][1]}"))
             if found:
                 first, second, pairs = zip(*found, strict=True)
                 label = f"{path or plain(self._design.netlist.top)}:bridges"
-                yield Group(label, path, "bridges", 1, np.array(first, PLACE), pairs, np.array(second, PLACE))
+                yield Group(label, path, "bridges", 1, np.array(list(first)), pairs, np.array(list(second)))
 
     @cached_property
     def _nets(self) -> dict[str, NDArray]:

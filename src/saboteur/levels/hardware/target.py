@@ -29,7 +29,7 @@ from saboteur.levels.hardware.testbench import Answers, Observation, Observer
 from saboteur.outcomes.golden import Golden, OutputKind
 from saboteur.outcomes.recorder import Recorder
 
-_KINDS: tuple[Kind, ...] = ("flip_flops", "memories", "inputs", "nets", "pins")
+_KINDS: tuple[Kind, ...] = ("flip_flops", "memories", "inputs", "nets", "pins", "bridges")
 _CAPTURED_LANE = 211
 _POWER_ON_LANE = 212
 _TOP = "top"
@@ -37,10 +37,15 @@ _TOP = "top"
 
 @dataclass(frozen=True)
 class _SpaceTable:
-    """A fault space as columns by region."""
+    """A fault space as columns by region.
+
+    ``places``, ``partners`` and ``joined`` (bits of the word that begins here, 0 where each place is a word) are of all
+    words of all regions, those of a region from ``first`` on.
+    """
 
     places: NDArray
     partners: NDArray
+    joined: NDArray[np.uint8]
     first: NDArray[np.int64]
     transient: NDArray[np.bool_]
     kinds: list[tuple[FaultModel, int]]
@@ -205,8 +210,8 @@ class DesignTarget(Target):
                     site=group.name,
                     layer=group.instance or _TOP,
                     component=group.kind.removesuffix("s"),
-                    shape=(len(group.places),),
-                    format=Bits(group.width),
+                    shape=(1,) if group.joined else (len(group.places),),
+                    format=Bits(_word_bits(group)),
                     model=spec.model,
                     duration=spec.duration,
                     steps=self.stimulus.cycles - self._first if spec.duration == "transient" else 1,
@@ -218,7 +223,7 @@ class DesignTarget(Target):
         return FaultSpace(tuple(regions.values()))
 
     def _selected(self, spec: HardwareFault) -> Iterator[Group]:
-        if spec.where == "bridges":
+        if spec.pairs:
             yield from (self.sites.bridge(*pair) for pair in spec.pairs)
             return
         groups = self.sites.groups(spec.where)
@@ -233,7 +238,7 @@ class DesignTarget(Target):
             prefix = f"{group.instance}." if group.instance else ""
             name = group.name.removeprefix(prefix)
             if any(fnmatchcase(group.instance, _literal(pattern)) for pattern in spec.instances) and (
-                spec.where in ("nets", "pins") or any(fnmatchcase(name, _literal(p)) for p in spec.names)
+                spec.where in ("nets", "pins", "bridges") or any(fnmatchcase(name, _literal(p)) for p in spec.names)
             ):
                 found = True
                 yield group
@@ -243,7 +248,8 @@ class DesignTarget(Target):
 
     def names(self, region: Region) -> tuple[str, ...]:
         """The hierarchical name of each element of a region."""
-        return self._group(region).names
+        group = self._group(region)
+        return (group.name,) if group.joined else group.names
 
     def stored(self, region: Region) -> tuple[NDArray, NumberFormat]:
         """The words that lie in a memory at the start, where all runs start with the same."""
@@ -257,7 +263,7 @@ class DesignTarget(Target):
         return np.asarray(memory.initial if given is None else given, np.uint64), region.format
 
     def _group(self, region: Region) -> Group:
-        if region.component == "bridge":
+        if region.component == "bridge" and "~" in region.site:
             return self.sites.bridge(*region.site.split("~"))
         for kind in _KINDS:
             if region.component == kind.removesuffix("s"):
@@ -277,7 +283,8 @@ class DesignTarget(Target):
         table = self._table(space)
         rows = np.zeros(len(faults.trial), ROW)
         rows["fault"] = faults.trial
-        places = table.places[table.first[faults.region] + faults.element]
+        at = table.first[faults.region] + faults.element
+        places = table.places[at]
         for column in PLACE.names or ():
             rows[column] = places[column]
         transient = table.transient[faults.region]
@@ -296,19 +303,20 @@ class DesignTarget(Target):
                 if way:  # the old value is that of the cycle before
                     bridge = way >= WAYS.index("bridge_and")
                     rows["way"][of], rows["on"][of] = way, on[of] if bridge else np.maximum(on[of] - 1, 0)
+        share = table.captured[faults.region]
+        if (share < 1).any():
+            caught = draws.unit_interval(draws.words(faults.drawn, 0, _CAPTURED_LANE)) < share
+            rows, at = rows[caught], at[caught]
         bridged = rows["way"] >= WAYS.index("bridge_and")
         if bridged.any():
-            partners = table.partners[table.first[faults.region] + faults.element]
-            return _with_both_nets(rows, partners, bridged)
-        share = table.captured[faults.region]
-        if (share == 1).all():
-            return rows
-        return rows[draws.unit_interval(draws.words(faults.drawn, 0, _CAPTURED_LANE)) < share]
+            rows, at = _with_both_nets(rows, at, table.partners, bridged)
+        joined = table.joined[at]
+        return _bit_by_bit(rows, joined, at, table.places) if joined.any() else rows
 
     def _table(self, space: FaultSpace) -> _SpaceTable:
         if self._last_table is None or self._last_table[0] is not space:
             groups = [self._group(region) for region in space.regions]
-            pairs = [(region.model, group.width) for region, group in zip(space.regions, groups, strict=True)]
+            pairs = [(region.model, _word_bits(group)) for region, group in zip(space.regions, groups, strict=True)]
             kinds = list(dict.fromkeys(pairs))
             number = {kind: i for i, kind in enumerate(kinds)}
             table = _SpaceTable(
@@ -320,6 +328,7 @@ class DesignTarget(Target):
                 masks=[mask_table(*kind) for kind in kinds],
                 kind_of=np.array([number[pair] for pair in pairs]),
                 captured=np.array([self._captured.get(region, 1.0) for region in space.regions]),
+                joined=np.concatenate([np.full(len(g.places), len(g.places) * g.joined, np.uint8) for g in groups]),
             )
             self._last_table = space, table
         return self._last_table[1]
@@ -496,10 +505,32 @@ def _spread(place: str, golden: NDArray, faulty: NDArray) -> dict[str, object]:
     }
 
 
-def _with_both_nets(rows: NDArray, partners: NDArray, bridged: NDArray[np.bool_]) -> NDArray:
+def _word_bits(group: Group) -> int:
+    """Bits of a word that is hit."""
+    return len(group.places) if group.joined else group.width
+
+
+def _bit_by_bit(rows: NDArray, joined: NDArray[np.uint8], at: NDArray[np.int64], places: NDArray) -> NDArray:
+    """Rows of ``joined`` bits as rows of those bits that they touch; the lowest bit is at ``places[at]``."""
+    bits = np.arange(64, dtype=np.uint8)
+    touched = ((~rows["a"] | rows["x"])[:, None] >> bits.astype(np.uint64) & np.uint64(1)).astype(np.bool_)
+    touched &= bits < joined[:, None]
+    touched[joined == 0, 0] = True
+    row, bit = np.nonzero(touched)
+    spread, of = rows[row], np.flatnonzero(joined[row])
+    for column in PLACE.names or ():
+        spread[column][of] = places[column][at[row[of]] + bit[of]]
+    for column in ("a", "x"):
+        spread[column][of] = spread[column][of] >> bit[of].astype(np.uint64) & np.uint64(1)
+    return spread
+
+
+def _with_both_nets(
+    rows: NDArray, at: NDArray[np.int64], partners: NDArray, bridged: NDArray[np.bool_]
+) -> tuple[NDArray, NDArray[np.int64]]:
     """A row at each net of each bridge, pointing at the other one; x of ``rows`` is the variant."""
     first = rows[bridged]
-    second, other, variant = first.copy(), partners[bridged], first["x"].copy()
+    second, other, variant = first.copy(), partners[at[bridged]], first["x"].copy()
     for column in PLACE.names or ():
         second[column] = other[column]
     for row, partner in ((first, second), (second, first)):
@@ -508,7 +539,8 @@ def _with_both_nets(rows: NDArray, partners: NDArray, bridged: NDArray[np.bool_]
     for row, wins in ((first, variant == 0), (second, variant == 1)):
         row[(row["way"] == take) & wins] = _untouched(row[(row["way"] == take) & wins])
     joined = np.concatenate([rows[~bridged], first, second])
-    return joined[np.argsort(joined["fault"], kind="stable")]
+    order = np.argsort(joined["fault"], kind="stable")
+    return joined[order], np.concatenate([at[~bridged], at[bridged], at[bridged]])[order]
 
 
 def _untouched(rows: NDArray) -> NDArray:
