@@ -99,7 +99,8 @@ def read_design(
     with tempfile.TemporaryDirectory() as folder:
         converted = Path(folder, f"{top}.v")
         converted.write_text(_from_vhdl([Path(source).resolve() for source in sources], top, parameters or {}))
-        return read_verilog([converted], top, level, liberty=liberty)
+        netlist = read_verilog([converted], top, level, liberty=liberty)
+    return Netlist({name: _as_vhdl_names(module) for name, module in netlist.modules.items()}, top, level)
 
 
 def read_verilog(
@@ -131,7 +132,8 @@ def read_verilog(
         design = _run_yosys([*read, *boxes, *finish], links | searched | cells)
     except TargetError as refused:
         design = _read_by_slang([slang, *boxes, *finish], links | searched | cells, refused)
-        design["modules"] = _merged_copies(design["modules"], top)
+        modules = {name: _without_folders(module) for name, module in design["modules"].items()}
+        design["modules"] = _merged_copies(modules, top)
     return _netlist(design, top, level, library)
 
 
@@ -266,6 +268,19 @@ def _read_by_slang(script: Sequence[str], links: Mapping[str, Path], refused: Ta
     raise refused
 
 
+def _without_folders(module: Mapping[str, Any]) -> dict[str, Any]:
+    """Slang gives places in included files with their folder, relative to wherever it runs."""
+
+    def placed(entry: Mapping[str, Any]) -> dict[str, Any]:
+        attributes = dict(entry.get("attributes", {}))
+        if "src" in attributes:
+            attributes["src"] = re.sub(r"[^|]*/", "", attributes["src"])
+        return {**entry, "attributes": attributes}
+
+    parts = {part: {name: placed(entry) for name, entry in module[part].items()} for part in ("cells", "netnames")}
+    return {**placed(module), **parts}
+
+
 def _merged_copies(modules: Mapping[str, Any], top: str) -> dict[str, Any]:
     """Slang makes a module of each instance, ``MODULE$TOP.PATH``: those with the same content become one."""
     merged: dict[str, Any] = {}
@@ -273,10 +288,22 @@ def _merged_copies(modules: Mapping[str, Any], top: str) -> dict[str, Any]:
     renamed: dict[str, str] = {}
 
     def content(module: Mapping[str, Any]) -> str:
-        number = {name: f"${k}" for k, name in enumerate(name for name in module["cells"] if name.startswith("$"))}
-        cells = [[number.get(name, name), cell] for name, cell in module["cells"].items()]
-        nets = [[name, net["bits"]] for name, net in module["netnames"].items() if not net.get("hide_name")]
-        return json.dumps([cells, nets, module["ports"]])
+        """The module without the numbers that Yosys gives to nets and to cells without a name."""
+        numbers: dict[Any, int] = {}
+
+        def numbered(bits: Iterable[Any]) -> list[Any]:
+            return [numbers.setdefault(bit, len(numbers)) if isinstance(bit, int) else bit for bit in bits]
+
+        ports = [[name, port["direction"], numbered(port["bits"])] for name, port in module["ports"].items()]
+        public = {name: net for name, net in module["netnames"].items() if not net.get("hide_name")}
+        nets = [[name, net["attributes"], numbered(net["bits"])] for name, net in sorted(public.items())]
+        cells = []
+        for name in sorted(module["cells"], key=lambda name: [int(part) for part in re.findall(r"\d+", name)]):
+            cell = module["cells"][name]
+            connections = [[port, numbered(bits)] for port, bits in sorted(cell["connections"].items())]
+            shown = "$" if name.startswith("$") else name
+            cells.append([shown, cell["type"], cell["parameters"], cell["attributes"], connections])
+        return json.dumps([ports, nets, cells])
 
     def visit(name: str) -> None:
         cells = {}
@@ -313,6 +340,13 @@ def _from_vhdl(files: Sequence[Path], top: str, generics: Mapping[str, int | str
                 located = re.findall(r"^.*:\d+:\d+:(?!warning:).*$", run.stderr, re.MULTILINE)
                 raise TargetError(f"sources: {'; '.join((located or found)[:3]) or run.stderr.strip()[-500:]}")
         return run.stdout
+
+
+def _as_vhdl_names(module: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Names such as ``n12_q`` are GHDL's own: hidden."""
+    nets = {f"${name}" if re.fullmatch(r"n\d+_\w+", name) else name: net for name, net in module["netnames"].items()}
+    nets = {name: {**net, "hide_name": int(name.startswith("$"))} for name, net in nets.items()}
+    return {**module, "netnames": nets}
 
 
 def _run_yosys(script: Sequence[str], links: Mapping[str, Path]) -> dict[str, Any]:

@@ -123,7 +123,7 @@ class Observer:
         slots = [piece[0] for pieces, _, _ in self._numbers for piece in pieces]
         slots += [piece[0] for pieces in self._alarms for piece in pieces]
         slots += [] if self._valid is None else [self._valid[0][0]]
-        self._window = self._strobe.any(axis=1)
+        self._window: NDArray[np.bool_] = np.any(self._strobe, axis=1)
         self._widths = np.array([width for _, width, _ in self._numbers])
         self._signed = np.array([signed for _, _, signed in self._numbers])
         self._position = np.where(self._strobe, np.cumsum(self._strobe).reshape(self._strobe.shape) - 1, -1)
@@ -282,8 +282,8 @@ class Observer:
             where = np.searchsorted(affected[mine], rows["fault"]), np.searchsorted(cycles, rows["cycle"])
             values[(*where, rows["output"])] = rows["value"]
             full = _Columns(values, self._column)
-            valid = np.equal(self._simulator.read(full, self._valid), 1) & self._window[cycles]
-            order = np.argsort(np.logical_not(valid), axis=1, kind="stable")[:, :needed]
+            valid = (self._simulator.read(full, self._valid) == 1) & self._window[cycles]
+            order = np.argsort(~valid, axis=1, kind="stable")[:, :needed]
             hang[mine] = valid.sum(axis=1) < needed
             words = np.take_along_axis(self._read(full), order[:, :, None], axis=1)
             outputs[mine] = words.reshape(len(words), -1)

@@ -1,0 +1,1 @@
+`define STREAM_WIDTH 5
