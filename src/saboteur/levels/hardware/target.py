@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
-from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +18,7 @@ from saboteur.faults import draws
 from saboteur.faults.formats import NumberFormat
 from saboteur.faults.models import FaultModel
 from saboteur.faults.space import Faults, FaultSpace, Region
+from saboteur.levels.hardware.effects import bit_by_bit, one_effect_at_a_time, with_both_nets
 from saboteur.levels.hardware.importing import Netlist
 from saboteur.levels.hardware.models import Bits, mask_table, masks
 from saboteur.levels.hardware.netlist import Design, Node
@@ -309,9 +309,9 @@ class DesignTarget(Target):
             rows, at = rows[caught], at[caught]
         bridged = rows["way"] >= WAYS.index("bridge_and")
         if bridged.any():
-            rows, at = _with_both_nets(rows, at, table.partners, bridged)
+            rows, at = with_both_nets(rows, at, table.partners, bridged)
         joined = table.joined[at]
-        return _bit_by_bit(rows, joined, at, table.places) if joined.any() else rows
+        return bit_by_bit(rows, joined, at, table.places) if joined.any() else rows
 
     def _table(self, space: FaultSpace) -> _SpaceTable:
         if self._last_table is None or self._last_table[0] is not space:
@@ -374,7 +374,7 @@ class DesignTarget(Target):
 
     def _respond(self, run: int, rows: NDArray, trials: NDArray[np.int64]) -> tuple[Answers, NDArray[np.int64]]:
         """Answers of ``trials`` in one run, in an order in which faults of one place are neighbours."""
-        rows = _without_clashes(rows)
+        rows = one_effect_at_a_time(rows)
         if len(rows) and not np.array_equal(rows["fault"], trials):
             rows = rows[np.isin(rows["fault"], trials)]
         first = np.minimum(np.searchsorted(rows["fault"], trials), max(len(rows) - 1, 0))
@@ -463,7 +463,7 @@ class DesignTarget(Target):
 
     def traces(self, rows: NDArray, run: int) -> tuple[NDArray, NDArray]:
         """The golden and the faulty trace [cycles, slots] of one trial (rows with ``fault`` 0) in one run."""
-        mine = _without_clashes(rows).copy()
+        mine = one_effect_at_a_time(rows).copy()
         mine["fault"] = 0
         trace = self.simulator.run(self.stimulus, [run], mine)
         assert trace is not None
@@ -510,76 +510,6 @@ def _word_bits(group: Group) -> int:
     return len(group.places) if group.joined else group.width
 
 
-def _bit_by_bit(rows: NDArray, joined: NDArray[np.uint8], at: NDArray[np.int64], places: NDArray) -> NDArray:
-    """Rows of ``joined`` bits as rows of those bits that they touch; the lowest bit is at ``places[at]``."""
-    bits = np.arange(64, dtype=np.uint8)
-    touched = ((~rows["a"] | rows["x"])[:, None] >> bits.astype(np.uint64) & np.uint64(1)).astype(np.bool_)
-    touched &= bits < joined[:, None]
-    touched[joined == 0, 0] = True
-    row, bit = np.nonzero(touched)
-    spread, of = rows[row], np.flatnonzero(joined[row])
-    for column in PLACE.names or ():
-        spread[column][of] = places[column][at[row[of]] + bit[of]]
-    for column in ("a", "x"):
-        spread[column][of] = spread[column][of] >> bit[of].astype(np.uint64) & np.uint64(1)
-    return spread
-
-
-def _with_both_nets(
-    rows: NDArray, at: NDArray[np.int64], partners: NDArray, bridged: NDArray[np.bool_]
-) -> tuple[NDArray, NDArray[np.int64]]:
-    """A row at each net of each bridge, pointing at the other one; x of ``rows`` is the variant."""
-    first = rows[bridged]
-    second, other, variant = first.copy(), partners[at[bridged]], first["x"].copy()
-    for column in PLACE.names or ():
-        second[column] = other[column]
-    for row, partner in ((first, second), (second, first)):
-        row["word"], row["a"], row["x"] = partner["place"], partner["offset"], 0
-    take = WAYS.index("bridge_take")
-    for row, wins in ((first, variant == 0), (second, variant == 1)):
-        row[(row["way"] == take) & wins] = _untouched(row[(row["way"] == take) & wins])
-    joined = np.concatenate([rows[~bridged], first, second])
-    order = np.argsort(joined["fault"], kind="stable")
-    return joined[order], np.concatenate([at[~bridged], at[bridged], at[bridged]])[order]
-
-
-def _untouched(rows: NDArray) -> NDArray:
-    """The same places, watched but unchanged."""
-    rows = rows.copy()
-    rows["way"], rows["a"], rows["x"], rows["word"] = 0, 0xFFFFFFFFFFFFFFFF, 0, 0
-    return rows
-
-
 def _literal(pattern: str) -> str:
     """Brackets are part of hierarchical names, not sets of characters."""
     return "".join(f"[{c}]" if c == "[" else c for c in pattern)
-
-
-def _without_clashes(rows: NDArray) -> NDArray:
-    """Rows of one trial at one net or pin, put together: the masks of a place hold one effect at a time."""
-    if (np.diff(rows["fault"]) < 0).any():
-        rows = rows[np.argsort(rows["fault"], kind="stable")]
-    if (np.diff(rows["fault"]) > 0).all():
-        return rows
-    at_hook = rows["kind"] == PLACES.index("hook")
-    keys = rows[["fault", "place", "offset"]]
-    _, inverse, counts = np.unique(keys[at_hook], return_inverse=True, return_counts=True)
-    if not (counts > 1).any():
-        return rows
-    parts = [rows[~at_hook]]
-    hooked = rows[at_hook]
-    for k in range(len(counts)):
-        same = hooked[inverse.ravel() == k]
-        cuts = np.unique(np.concatenate([same["on"], same["off"]]))
-        for low, high in pairwise(cuts):
-            acting = same[(same["on"] <= low) & (same["off"] > low)]
-            if not len(acting):
-                continue
-            merged = acting[-1:].copy()
-            a, x = np.uint64(0xFFFFFFFFFFFFFFFF), np.uint64(0)
-            for row in acting:
-                a, x = a & row["a"], (x & row["a"]) ^ row["x"]
-            merged["a"], merged["x"], merged["on"], merged["off"] = a, x, low, high
-            parts.append(merged)
-    joined = np.concatenate(parts)
-    return joined[np.argsort(joined["fault"], kind="stable")]
