@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from saboteur.faults.space import Faults, FaultSpace, Region
 from saboteur.levels.software import injection
+from saboteur.levels.software.engine.absorption import absorbing
 from saboteur.levels.software.engine.batching import Batching
 from saboteur.levels.software.engine.bounds import Gains, gains
 from saboteur.levels.software.engine.golden import Chunk
@@ -91,6 +92,7 @@ class ExactEngine:
         self._batching = Batching(self.graph, runner)
         self._places = self.graph.places(tensors, values)
         self.operators: dict[int, Operator] = understood(self.graph, values)
+        self.graph.absorbing = absorbing(self.graph, self.operators, values)
         self.gains: Gains = gains(self.graph, self.operators, values)
         self.stages: list[Stage] = stages(self.graph, self.operators)
         self._folded = {op.layer for op in self.operators.values() if isinstance(op, Mixing) and op.layer != op.index}

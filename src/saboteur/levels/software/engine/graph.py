@@ -87,6 +87,8 @@ class Graph:
         self.output = self._index[returned]
         self.tensors: set[int] = set()
         """The nodes whose results are tensors, known after :meth:`check`."""
+        self.absorbing: set[int] = set()
+        """The nodes in whose results a NaN makes the output NaN: see :mod:`.absorption`."""
         self._after: dict[tuple[int, ...], set[int]] = {}
         self.varies = self._varying()
         self.leads_to_output = self._leading()

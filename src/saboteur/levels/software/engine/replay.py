@@ -52,16 +52,32 @@ class Replay:
         reached: Tensor | None = None
         before = -1
         for cut in graph.cuts:
-            results = [] if reached is None else [self._on(row, {before: reached}, cut)]
+            results = [] if not len(trial) else [self._on(row, {before: reached}, cut)]
             while starting and starting[0][0].start <= cut:
                 group, number, rows = starting.pop(0)
                 results.append(self._on(rows, {group.start: group.faulted(self._chunk, number, rows)}, cut))
                 trial, row = np.concatenate([trial, group.trial[number]]), np.concatenate([row, rows])
             if results:
                 reached = torch.cat(results)
+                trial, row, reached = self._without_absorbed(cut, trial, row, reached)
             before = cut
-        if reached is not None:
+        if reached is not None and len(trial):
             self._recorder.outputs(trial, row + self._chunk.inputs.start, reached.cpu().numpy())
+
+    def _without_absorbed(
+        self, cut: int, trial: NDArray[np.int64], row: NDArray[np.int64], reached: Tensor
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], Tensor]:
+        """Record pairs whose outputs cannot be finite, unless the outputs themselves are kept."""
+        if cut not in self._chunk.graph.absorbing or not self._recorder.radius.any():
+            return trial, row, reached
+        lost = torch.isnan(reached.flatten(1)).any(dim=1)
+        gone = lost.cpu().numpy()
+        if not gone.any():
+            return trial, row, reached
+        golden = self._recorder.golden.outputs
+        outputs = np.full((int(gone.sum()), *golden.shape[1:]), np.nan, golden.dtype)
+        self._recorder.outputs(trial[gone], row[gone] + self._chunk.inputs.start, outputs)
+        return trial[~gone], row[~gone], reached[~lost]
 
     def _on(self, row: NDArray[np.int64], changed: Values, until: int) -> Tensor:
         """The results of node ``until`` when some before it are ``changed``: [pairs, ...]."""
