@@ -307,9 +307,10 @@ class Network:
         shapes = [self._shapes.get(index) for index in (*node.inputs, node.index)]
         if isinstance(module, Int8Conv2d | Int8Linear):
             return _Layer(node, module, shapes[0], shapes[-1])
-        if isinstance(module, Int8Add | Int8ReLU) and types == {np.dtype(np.int8)} and len(set(shapes)) == 1:
-            if all(self.graph.varies[source] for source in node.inputs):
-                return _Elementwise(node, self)
+        varies = all(self.graph.varies[source] for source in node.inputs)
+        alike = types == {np.dtype(np.int8)} and len(set(shapes)) == 1
+        if isinstance(module, Int8Add | Int8ReLU) and alike and varies:
+            return _Elementwise(node, self)
         order = self._order(node) if len(node.inputs) == 1 and shapes[0] is not None else None
         return _Whole(node, self) if order is None else _Move(node, order)
 
