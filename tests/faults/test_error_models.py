@@ -14,16 +14,17 @@ from saboteur.errors import FaultError
 from saboteur.faults.error_models import (
     Change,
     ErrorModel,
-    LayerOutput,
     PatternErrors,
     Profile,
-    Sampler,
     Source,
     Spread,
     learn,
     pooled,
 )
 from saboteur.faults.error_patterns import PATTERNS, Footprint, LayerShape, footprints, lay_out
+from saboteur.faults.error_sampling import Sampler
+from saboteur.faults.error_values import LayerOutput
+from saboteur.faults.formats import number_format
 
 MAP = LayerShape((4, 6, 5))
 
@@ -130,8 +131,8 @@ def test_footprint_larger_than_the_layer_is_cut() -> None:
     assert np.sort(positions, axis=1).tolist() == [list(range(6))] * 3
 
 
-INT8 = LayerOutput(MAP, step=1, bottom=-10, top=127, low=-10, high=120, at_bottom=0.25, integer=True)
-FLOAT = LayerOutput(MAP, step=0.02, bottom=-np.inf, top=np.inf, low=-2.0, high=3.1, at_bottom=0, integer=False)
+INT8 = LayerOutput(MAP, step=1, bottom=-10, top=127, low=-10, high=120, at_bottom=0.25, quantised=True)
+FLOAT = LayerOutput(MAP, step=0.02, bottom=-np.inf, top=np.inf, low=-2.0, high=3.1, at_bottom=0, quantised=False)
 
 
 def test_codes_of_changes_by_hand() -> None:
@@ -160,7 +161,6 @@ def test_changes_that_are_not_finite_have_a_class_of_their_own() -> None:
     model = _learned(np.array([0.5, 0.5]), np.array([np.nan, np.inf]), FLOAT)
     assert [c.change for c in model.profiles[0].patterns[0].changes] == ["nonfinite"]
     assert np.isnan(FLOAT.changed(np.array([0.5]), np.array([2]), np.array([0.1]))).all()
-    assert INT8.changed(np.array([3.0]), np.array([2]), np.array([0.1])).tolist() == [127.0]
 
 
 @given(
@@ -185,12 +185,16 @@ def test_no_room_reverses_the_change() -> None:
 
 def test_limits_are_seen_where_values_are_clamped() -> None:
     values = np.concatenate([np.full(30, -7), np.arange(70)]).astype(np.int8).reshape(1, 4, 5, 5)
-    output = LayerOutput.observed(values, LayerShape((4, 5, 5)), -128, 127)
+    output = LayerOutput.observed(values, LayerShape((4, 5, 5)), number_format("int8"))
     assert (output.bottom, output.top, output.at_bottom, output.step) == (-7, 69, 0.3, 1)  # 1 of 100 at the top
     spread_out = np.linspace(-1, 1, 511).astype(np.float32)
-    floats = LayerOutput.observed(spread_out, LayerShape((511,)), 0, 0)
+    floats = LayerOutput.observed(spread_out, LayerShape((511,)), number_format("float32"))
     assert (floats.bottom, floats.top) == (-np.inf, np.inf)
     assert floats.step == pytest.approx(2 / 255)
+    fixed = LayerOutput.observed(spread_out, LayerShape((511,)), number_format("Q5.10"))
+    assert (fixed.bottom, fixed.top, fixed.quantised) == (-32.0, 32 - 2**-10, False)
+    with pytest.raises(FaultError, match="range over"):
+        LayerOutput.observed(np.array([np.nan, 1.0]), LayerShape((2,)), number_format("float32"))
 
 
 def profile() -> Profile:

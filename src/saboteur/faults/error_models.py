@@ -16,10 +16,9 @@ import io
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -29,149 +28,22 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from saboteur.errors import FaultError, near
-from saboteur.faults import draws
-from saboteur.faults.error_patterns import PATTERNS, Footprint, LayerShape, Pattern, ShapeClass, footprints, lay_out
+from saboteur.faults.error_patterns import PATTERNS, Footprint, LayerShape, Pattern, ShapeClass, footprints
+from saboteur.faults.error_values import CHANGE_NAME, LayerOutput, code_of, name_of
 from saboteur.faults.formats import NumberFormat
 from saboteur.faults.models import FaultModel, Words
 
 VERSION = 1
 
-_STEPS_OF_RANGE = 255
-_CLAMPED_SHARE = 0.01
-_LEAST_OCTAVE, _LARGEST_OCTAVE = -64, 1100
-_TOP, _BOTTOM, _NONFINITE, _OCTAVES = range(4)
-_LIMITS = {"top": _TOP, "bottom": _BOTTOM, "nonfinite": _NONFINITE}
-_CHANGE = r"^(top|bottom|nonfinite|>?[+-]2\^-?\d{1,4})$"
-_DOWN, _CUT_SHORT, _WAYS = 1, 2, 4
-
-_LANES = {name: 301 + lane for lane, name in enumerate(("footprint", "layout", "change", "others", "value", "reached"))}
-
 Integers = NDArray[np.int64]
 Floats = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class LayerOutput:
-    """What is known of one layer's fault-free output.
-
-    Attributes:
-        shape: of one input's.
-        step: what a change is counted in: 1 for integers, 1/255 of the range for floats.
-        bottom: no value is below it: where a rectifier or a saturating format clamps; −∞ where nothing does.
-        top: no value is above it.
-        low: the smallest fault-free value.
-        high: the largest.
-        at_bottom: the share of fault-free values at the bottom.
-        integer: whether values are whole numbers.
-    """
-
-    shape: LayerShape
-    step: float
-    bottom: float
-    top: float
-    low: float
-    high: float
-    at_bottom: float
-    integer: bool
-
-    @classmethod
-    def observed(cls, values: NDArray, shape: LayerShape, lowest: float, highest: float) -> LayerOutput:
-        """From fault-free values of many inputs.
-
-        An end of the range at which at least 1 % of all values lie is taken for a clamp; otherwise the range of the
-        format is the limit of integers, and floats have none.
-
-        Args:
-            values: [inputs, ...].
-            shape: of one input's.
-            lowest: the smallest value of an integer format; not looked at for floats.
-            highest: the largest.
-
-        Raises:
-            FaultError: when there are no values or the range is not finite.
-        """
-        if not values.size or not np.isfinite(values).all():
-            raise FaultError(f"values: {values.size} fault-free values that are not all finite say nothing of a layer")
-        integer = values.dtype.kind in "iu"
-        low, high = float(values.min()), float(values.max())
-        floor, ceiling = float(np.mean(values == low)), float(np.mean(values == high))
-        limits = (float(lowest), float(highest)) if integer else (-np.inf, np.inf)
-        bottom = low if floor >= _CLAMPED_SHARE else limits[0]
-        return cls(
-            shape=shape,
-            step=1.0 if integer else (high - low) / _STEPS_OF_RANGE or 1.0,
-            bottom=bottom,
-            top=high if ceiling >= _CLAMPED_SHARE else limits[1],
-            low=low,
-            high=high,
-            at_bottom=floor if bottom == low else 0.0,
-            integer=integer,
-        )
-
-    def changes(self, golden: Floats, faulty: Floats) -> Integers:
-        """The change of each wrong value [n] as a code: sign, octave, whether it was cut short; or not finite."""
-        with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
-            steps = (faulty - golden) / self.step
-            octave = np.floor(np.log2(np.abs(np.where(np.isfinite(steps) & (steps != 0), steps, 1.0))))
-        octave = np.clip(octave, _LEAST_OCTAVE, _LARGEST_OCTAVE).astype(np.int64)
-        cut_short = (faulty >= self.top) | (faulty <= self.bottom)
-        codes = _OCTAVES + _WAYS * (octave - _LEAST_OCTAVE) + _DOWN * (steps < 0) + _CUT_SHORT * cut_short
-        return np.where(np.isfinite(faulty), codes, _NONFINITE)
-
-    def changed(self, golden: Floats, codes: Integers, uniform: Floats) -> Floats:
-        """Values that are off by the changes of ``codes``; the inverse of :meth:`changes` up to the draw.
-
-        The size within an octave is drawn log-uniformly (whole for integers); a value that would leave the limits
-        is set to them; a value that is at a limit already moves the other way. Where there is no limit, the top is
-        the largest fault-free value, and where values are whole, what is not finite is at the top.
-
-        Args:
-            golden: [n] fault-free values.
-            codes: [n] changes, none of them cut short.
-            uniform: [n] numbers in (0, 1).
-        """
-        downward = np.where(codes >= _OCTAVES, (codes - _OCTAVES) % 2 == _DOWN, codes == _BOTTOM)
-        downward = np.where(golden >= self.top, True, np.where(golden <= self.bottom, False, downward))
-        octave = _octave(codes).astype(np.float64)
-        with np.errstate(over="ignore"):
-            size = np.exp2(octave + uniform)
-            if self.integer:
-                size = np.maximum(np.floor(np.exp2(octave) * (1 + uniform)), 1.0)
-            moved = golden + np.where(downward, -size, size) * self.step
-        ends = np.where(downward, self.low if np.isinf(self.bottom) else self.bottom, self._end_above)
-        values = np.where(codes < _OCTAVES, ends, np.clip(moved, self.bottom, self.top))
-        return values if self.integer else np.where(codes == _NONFINITE, np.nan, values)
-
-    @property
-    def _end_above(self) -> float:
-        return self.high if np.isinf(self.top) else self.top
-
-
-def _octave(codes: Integers) -> Integers:
-    return (codes - _OCTAVES) // _WAYS + _LEAST_OCTAVE
-
-
-def _name_of(code: int) -> str:
-    for name, limit in _LIMITS.items():
-        if code == limit:
-            return name
-    octave, way = divmod(code - _OCTAVES, _WAYS)
-    return f"{'>' if way & _CUT_SHORT else ''}{'-' if way & _DOWN else '+'}2^{octave + _LEAST_OCTAVE}"
-
-
-def _code_of(name: str) -> int:
-    if name in _LIMITS:
-        return _LIMITS[name]
-    sign, _, octave = name.lstrip(">").partition("2^")
-    octave = min(max(int(octave), _LEAST_OCTAVE), _LARGEST_OCTAVE)
-    return _OCTAVES + _WAYS * (octave - _LEAST_OCTAVE) + _DOWN * (sign == "-") + _CUT_SHORT * name.startswith(">")
 
 
 # -- the file -----------------------------------------------------------------------------------------------
 
 _Count = Annotated[int, Field(ge=0)]
 _Positive = Annotated[int, Field(ge=1)]
-_ChangeName = Annotated[str, Field(pattern=_CHANGE)]
+_ChangeName = Annotated[str, Field(pattern=CHANGE_NAME)]
 
 
 class _Frozen(BaseModel):
@@ -454,7 +326,7 @@ def _pooled_pattern(parts: list[PatternErrors]) -> PatternErrors:
     changes = {name: _Changes() for name in ("changes", "changes_at_bottom")}
     for part in parts:
         for spread in part.spreads:
-            spreads[tuple(getattr(spread, name) for name in _SIZES)] += spread.count
+            spreads[tuple(getattr(spread, name) for name in SIZES)] += spread.count
         for name, gathered in changes.items():
             for change in getattr(part, name):
                 gathered.add(change.change, change.count, change.others)
@@ -465,11 +337,11 @@ def _pooled_pattern(parts: list[PatternErrors]) -> PatternErrors:
     )
 
 
-_SIZES = Footprint._fields[1:]
+SIZES = Footprint._fields[1:]
 
 
 def _spreads(counts: Counter[tuple[int, ...]]) -> tuple[Spread, ...]:
-    return tuple(Spread(**dict(zip(_SIZES, sizes, strict=True)), count=n) for sizes, n in sorted(counts.items()))
+    return tuple(Spread(**dict(zip(SIZES, sizes, strict=True)), count=n) for sizes, n in sorted(counts.items()))
 
 
 class _Changes:
@@ -485,7 +357,7 @@ class _Changes:
 
     def found(self) -> tuple[Change, ...]:
         def by_change(item: tuple[str, int]) -> int:
-            return _code_of(item[0])
+            return code_of(item[0])
 
         return tuple(
             Change(change=name, count=count, others=dict(sorted(self._others[name].items(), key=by_change)))
@@ -625,10 +497,10 @@ def _changes(group: Integers, codes: Integers, largest: Integers, chosen: NDArra
     rest[largest] = False
     others: dict[int, dict[str, int]] = {}
     for (code, other), count in _counted(np.stack([codes[largest[group[rest]]], codes[rest]])):
-        others.setdefault(code, {})[_name_of(other)] = count
+        others.setdefault(code, {})[name_of(other)] = count
     gathered = _Changes()
     for (code,), count in _counted(codes[largest[chosen]][None]):
-        gathered.add(_name_of(code), count, others.get(code, {}))
+        gathered.add(name_of(code), count, others.get(code, {}))
     return gathered.found()
 
 
@@ -636,187 +508,3 @@ def _counted(columns: NDArray) -> Iterable[tuple[tuple[int, ...], int]]:
     """The distinct columns of [rows, n], each with how often it comes."""
     distinct, counts = np.unique(columns, axis=1, return_counts=True)
     return zip(map(tuple, distinct.T.tolist()), counts.tolist(), strict=True)
-
-
-# -- drawing ------------------------------------------------------------------------------------------------
-
-
-class Errors(NamedTuple):
-    """Wrong values of many faults, as columns.
-
-    Attributes:
-        fault: which fault each is of.
-        position: its flat index in the layer's output.
-        code: how it changes.
-        code_at_bottom: how it changes where the fault-free value is at its lower clamp.
-        rank: its number within its fault, from which its size is drawn.
-    """
-
-    fault: Integers
-    position: Integers
-    code: Integers
-    code_at_bottom: Integers
-    rank: Integers
-
-
-class Sampler:
-    """Draws errors of one profile in one layer.
-
-    Everything about an error follows from the fault's key: which pattern and where around the anchor; only whether
-    the output is wrong at all, and by how much within an octave, is drawn for each inference on its own.
-    """
-
-    def __init__(self, profile: Profile, output: LayerOutput):
-        self.output = output
-        parts = profile.patterns
-        self._spreads = [
-            (number, Footprint(PATTERNS.index(part.pattern), *(getattr(spread, name) for name in _SIZES)))
-            for number, part in enumerate(parts)
-            for spread in part.spreads
-        ]
-        self._spread_shares = _shares([spread.count for part in parts for spread in part.spreads])
-        self._changes = [_Choice.of(part.changes or part.changes_at_bottom) for part in parts]
-        self._changes_at_bottom = [_Choice.of(part.changes_at_bottom or part.changes) for part in parts]
-        self._others = [_others((*part.changes, *part.changes_at_bottom)) for part in parts]
-        reached = profile.changed / profile.inferences
-        at_bottom, elsewhere = reached, reached
-        if 0 < profile.at_bottom < 1:
-            changed = profile.changed_at_bottom / profile.inferences
-            at_bottom = min(1.0, changed / profile.at_bottom)
-            elsewhere = min(1.0, (reached - changed) / (1 - profile.at_bottom))
-        self._reached = np.array([elsewhere, at_bottom])
-
-    def reached(self, key: NDArray[np.uint64], input: Integers, golden: Floats) -> NDArray[np.bool_]:
-        """In which inferences [n] the output is wrong at all.
-
-        By Bayes' rule from the profile's counts, P(wrong | the anchor's value is clamped) and P(wrong | it is not).
-
-        Args:
-            key: [n] of the faults.
-            input: [n] which inference.
-            golden: [n] the fault-free values of the faults' anchors.
-        """
-        probability = self._reached[self._at_bottom(golden).astype(np.int64)]
-        return draws.uniform(draws.words(key, input), 0, _LANES["reached"]) < probability
-
-    def _at_bottom(self, golden: Floats) -> NDArray[np.bool_]:
-        return golden <= self.output.bottom
-
-    def draw(self, key: NDArray[np.uint64], anchor: Integers) -> Errors:
-        """The wrong elements of each fault, and how each changes.
-
-        Args:
-            key: [faults].
-            anchor: [faults] flat index of the element around which they lie.
-
-        Raises:
-            FaultError: when faults are asked for and no output was ever seen to be wrong.
-        """
-        if len(key) and not self._spreads:
-            raise FaultError("error_model: a component of which no fault was ever seen to reach the output")
-        chosen = np.searchsorted(self._spread_shares, draws.uniform(key, 0, _LANES["footprint"]))
-        layout = draws.words(key, 0, _LANES["layout"])
-        parts = [np.zeros((5, 0), np.int64)]
-        for number in np.unique(chosen).tolist():
-            faults = np.flatnonzero(chosen == number)
-            pattern, footprint = self._spreads[number]
-            positions, centre = lay_out(footprint, anchor[faults], layout[faults], self.output.shape)
-            width = positions.shape[1]
-            columns = np.repeat(faults, width), positions, *self._codes(pattern, key[faults], width, centre)
-            rank = np.tile(np.arange(width), len(faults))
-            parts.append(np.stack([column.ravel() for column in (*columns, rank)]))
-        columns = np.concatenate(parts, axis=1)
-        return Errors(*columns[:, np.argsort(columns[0], kind="stable")])
-
-    def _codes(
-        self, pattern: int, key: NDArray[np.uint64], elements: int, largest: Integers
-    ) -> tuple[Integers, Integers]:
-        """The change of each element [faults, elements], and that at the lower clamp; alike but for the largest."""
-        uniform = draws.uniform(key, 0, _LANES["change"])
-        change = self._changes[pattern].take(uniform)
-        at_bottom = self._changes_at_bottom[pattern].take(uniform)
-        codes = np.repeat(change[:, None], elements, axis=1)
-        if elements > 1:
-            uniform = draws.uniform(key[:, None], np.arange(elements), _LANES["others"])
-            for code, others in self._others[pattern].items():
-                rows = change == code
-                codes[rows] = others.take(uniform[rows])
-        lower = codes.copy()
-        faults = np.arange(len(codes))
-        codes[faults, largest], lower[faults, largest] = change, at_bottom
-        return codes, lower
-
-    def values(self, errors: Errors, key: NDArray[np.uint64], input: Integers, golden: Floats) -> Floats:
-        """The wrong values.
-
-        Args:
-            errors: [n], each for one inference.
-            key: [n] the key of its fault.
-            input: [n] the inference.
-            golden: [n] its fault-free value.
-        """
-        uniform = draws.uniform(draws.words(key, input), errors.rank, _LANES["value"])
-        codes = np.where(self._at_bottom(golden), errors.code_at_bottom, errors.code)
-        return self.output.changed(golden, codes, uniform)
-
-
-class _Choice:
-    """A draw among changes by their counts, those that were cut short spread over the larger ones."""
-
-    def __init__(self, counts: Mapping[int, int]):
-        shares = _uncut(counts)
-        self._codes = np.array(list(shares))
-        self._cumulative = _shares(list(shares.values()))
-
-    @classmethod
-    def of(cls, changes: Sequence[Change]) -> _Choice:
-        return cls({_code_of(change.change): change.count for change in changes})
-
-    def take(self, uniform: Floats) -> Integers:
-        return self._codes[np.searchsorted(self._cumulative, uniform)]
-
-
-def _others(changes: Sequence[Change]) -> dict[int, _Choice]:
-    """For each change that can be drawn as the largest, the draw of the other elements' changes."""
-    counts: dict[int, Counter[int]] = {}
-    for change in changes:
-        code = _code_of(change.change)
-        if code >= _OCTAVES and (code - _OCTAVES) & _CUT_SHORT:
-            code = _BOTTOM if (code - _OCTAVES) & _DOWN else _TOP
-        others = {_code_of(name): count for name, count in change.others.items()}
-        counts.setdefault(code, Counter()).update(others)
-    return {code: _Choice(count) for code, count in counts.items() if count}
-
-
-def _uncut(counts: Mapping[int, int]) -> dict[int, float]:
-    """Counts of changes without those that were cut short.
-
-    Each of these is spread over what is larger and of the same sign, in proportion (redistribution to the right,
-    Efron, Proc. 5th Berkeley Symposium 1967, the Kaplan–Meier estimator); of the changes in its own octave half
-    counts as larger. Where nothing is larger, it goes to the limit from anywhere.
-    """
-    found: dict[int, float] = {code: float(n) for code, n in counts.items() if code < _OCTAVES}
-    for way, limit in ((0, _TOP), (_DOWN, _BOTTOM)):
-        codes = [code for code in counts if code >= _OCTAVES and (code - _OCTAVES) & _DOWN == way]
-        octaves = np.unique([_octave(code) for code in codes])
-        first = _OCTAVES - _WAYS * _LEAST_OCTAVE + way
-        seen, cut = (
-            np.array([counts.get(first + _WAYS * octave + extra, 0) for octave in octaves.tolist()], float)
-            for extra in (0, _CUT_SHORT)
-        )
-        for place in range(len(octaves)):
-            larger = seen[place] / 2 + seen[place + 1 :].sum() + cut[place + 1 :].sum()
-            if larger == 0:
-                found[limit] = found.get(limit, 0.0) + cut[place]
-                continue
-            growth = 1 + cut[place] / larger
-            seen[place] *= (1 + growth) / 2
-            seen[place + 1 :] *= growth
-            cut[place + 1 :] *= growth
-        found |= {first + _WAYS * octave: n for octave, n in zip(octaves.tolist(), seen.tolist(), strict=True)}
-    return {code: n for code, n in sorted(found.items()) if n > 0}
-
-
-def _shares(counts: Sequence[float]) -> Floats:
-    total = np.cumsum(np.asarray(counts, np.float64))
-    return total / total[-1] if len(total) else total

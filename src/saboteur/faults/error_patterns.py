@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
-from typing import Literal, NamedTuple, get_args
+from typing import Generic, Literal, NamedTuple, TypeVar, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -126,8 +126,11 @@ class LayerShape:
         return (before * self.channels + channel) * after + behind
 
 
-class Footprint(NamedTuple):
-    """Size and spread of a pattern; each a number, or a column with one entry a pattern.
+Entry = TypeVar("Entry", int, Integers)
+
+
+class Footprint(NamedTuple, Generic[Entry]):
+    """Size and spread of a pattern, or columns with one entry a pattern.
 
     Attributes:
         pattern: index into :data:`PATTERNS`.
@@ -140,17 +143,17 @@ class Footprint(NamedTuple):
         elements: how many values are wrong, at most channels × positions.
     """
 
-    pattern: Integers
-    channels: Integers
-    channel_span: Integers
-    positions: Integers
-    rows: Integers
-    columns: Integers
-    span: Integers
-    elements: Integers
+    pattern: Entry
+    channels: Entry
+    channel_span: Entry
+    positions: Entry
+    rows: Entry
+    columns: Entry
+    span: Entry
+    elements: Entry
 
 
-def footprints(group: Integers, flat: Integers, shape: LayerShape) -> Footprint:
+def footprints(group: Integers, flat: Integers, shape: LayerShape) -> Footprint[Integers]:
     """Classify the wrong elements of many inferences of one layer.
 
     Args:
@@ -202,7 +205,7 @@ def footprints(group: Integers, flat: Integers, shape: LayerShape) -> Footprint:
 
 
 def lay_out(
-    footprint: Footprint, anchor: Integers, key: NDArray[np.uint64], shape: LayerShape
+    footprint: Footprint[int], anchor: Integers, key: NDArray[np.uint64], shape: LayerShape
 ) -> tuple[Integers, Integers]:
     """Draw, for each of many faults, wrong elements of one footprint around an anchor.
 
@@ -210,7 +213,7 @@ def lay_out(
     the anchor, or as near to it as the edges of the output allow.
 
     Args:
-        footprint: numbers.
+        footprint: of all of them.
         anchor: [faults] flat index of the element around which the pattern lies.
         key: [faults] 64-bit keys, from which all is drawn.
         shape: of the output.
@@ -222,7 +225,7 @@ def lay_out(
     channel_span = min(footprint.channel_span, shape.channels)
     channels = _ends_and_some(drawn, channel_span, min(footprint.channels, channel_span))
     offsets, height, width = _positions(drawn, footprint, shape)
-    pairs = _pairs(drawn, channels.shape[1], offsets.shape[1], int(footprint.elements))
+    pairs = _pairs(drawn, channels.shape[1], offsets.shape[1], footprint.elements)
     channel = np.take_along_axis(channels, pairs // offsets.shape[1], axis=1)
     offset = np.take_along_axis(offsets, pairs % offsets.shape[1], axis=1)
     centre = drawn.below(pairs.shape[1])
@@ -275,15 +278,15 @@ def _ends_and_some(drawn: _Stream, span: int, count: int) -> Integers:
     return np.concatenate([ends, inner, ends + span - 1], axis=1)
 
 
-def _positions(drawn: _Stream, footprint: Footprint, shape: LayerShape) -> tuple[Integers, int, int]:
+def _positions(drawn: _Stream, footprint: Footprint[int], shape: LayerShape) -> tuple[Integers, int, int]:
     """Offsets [faults, positions], numbered in a box of the given height and width (a run: in raster order)."""
-    kind, positions = footprint.pattern % _ACROSS, int(footprint.positions)
+    kind, positions = footprint.pattern % _ACROSS, footprint.positions
     if kind == _RUN:
-        span = min(int(footprint.span), shape.positions)
+        span = min(footprint.span, shape.positions)
         if shape.rows > 1:
             return _ends_and_some(drawn, span, positions), 1, shape.columns
         kind, footprint = _ROW, footprint._replace(rows=1, columns=span)
-    height, width = min(int(footprint.rows), shape.rows), min(int(footprint.columns), shape.columns)
+    height, width = min(footprint.rows, shape.rows), min(footprint.columns, shape.columns)
     if height == 1 or width == 1:
         return _ends_and_some(drawn, height * width, positions), height, width
     return _tight_subset(drawn, height, width, positions), height, width

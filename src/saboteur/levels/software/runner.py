@@ -163,6 +163,7 @@ class Runner:
         """
         rows = torch.from_numpy(batch.rows)
         tensors = tuple(tensor[rows.to(tensor.device)] for tensor in self.tensors)
+        edits = [(signal.in_batch(batch.rows), hits) for signal, hits in edits]
         return self._forward(tensors, edits, watch)[batch.kept]
 
     def probe(self, size: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
 from typing import Any, Literal
@@ -30,6 +31,10 @@ class Signal(Site):
     """A value that passes a place of :mod:`~saboteur.levels.software.flow` (or the model's input)."""
 
     place: str
+
+    def in_batch(self, inputs: NDArray[np.int64]) -> Signal:
+        """The same signal, for a batch whose rows hold ``inputs``."""
+        return self
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -82,11 +87,15 @@ class Output(Signal):
     def edit(self, event: Event, hits: Hits) -> Any:
         """The event's output with the faults that act at this call."""
         hits = active(hits, event.call) if self.steps > 1 else hits
-        if isinstance(event.output, Tensor):
-            return self.with_faults(event.output, hits)
-        parts = list(event.output)
-        parts[self.part] = self.with_faults(parts[self.part], hits)
-        return type(event.output)(*parts) if hasattr(event.output, "_fields") else type(event.output)(parts)
+        return self.replaced(event.output, lambda tensor: self.with_faults(tensor, hits))
+
+    def replaced(self, output: Any, change: Callable[[Tensor], Tensor]) -> Any:
+        """What came out of the place, with this tensor of it changed."""
+        if isinstance(output, Tensor):
+            return change(output)
+        parts = list(output)
+        parts[self.part] = change(parts[self.part])
+        return type(output)(*parts) if hasattr(output, "_fields") else type(output)(parts)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

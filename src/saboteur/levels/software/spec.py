@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from saboteur.campaign.target import FaultSpec, Resources, Target, TargetSpec
 from saboteur.errors import SaboteurError
+from saboteur.faults.error_models import ErrorModel
 from saboteur.faults.formats import number_format
 from saboteur.faults.models import FaultModel
 
@@ -23,6 +24,7 @@ Where = Literal[
     "connections",
     "hidden_state",
     "cell_state",
+    "outputs",
 ]
 
 
@@ -39,6 +41,8 @@ class SoftwareFault(FaultSpec):
       ``inputs``: the model's input.
     - ``connections``: one input of one neuron of a linear or convolution layer, as that neuron alone reads it.
     - ``hidden_state``, ``cell_state``: the state of an RNN, GRU or LSTM after a time step.
+    - ``outputs``: outputs of leaf modules, for a learned error model (``{kind: error_model, file: PATH}``), which says
+      how a whole output is wrong once a fault in the hardware below has reached it.
 
     A transient fault in an activation or state acts once in each inference it is judged on (at one call of
     the module, or one time step); a permanent one at every call and step.
@@ -60,14 +64,18 @@ class SoftwareFault(FaultSpec):
     @field_validator("model")
     @classmethod
     def _acts_on_words(cls, model: FaultModel) -> FaultModel:
-        if not model.memoryless:
+        if not model.memoryless and not isinstance(model, ErrorModel):
             raise ValueError(
                 f"{model.kind} needs the value of the cycle before, which only the nets of HDL designs have"
             )
         return model
 
     @model_validator(mode="after")
-    def _granularity_fits(self) -> SoftwareFault:
+    def _fits_together(self) -> SoftwareFault:
+        if (self.where == "outputs") != isinstance(self.model, ErrorModel):
+            raise ValueError(f"where: outputs takes an error_model and nothing else does, not {self.model.kind}")
+        if self.where == "outputs" and self.duration != "transient":
+            raise ValueError(f"duration: {self.duration!r}; an error model says what one inference sees: use transient")
         if self.granularity != "element" and self.where not in ("activations", "operators", "inputs"):
             raise ValueError(
                 f"granularity: {self.granularity!r} applies to activations, operators and inputs, not to {self.where}"

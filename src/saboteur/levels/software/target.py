@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from saboteur.campaign.target import FaultSpec, Resources, Target
 from saboteur.errors import FaultError, TargetError, near
+from saboteur.faults.error_models import ErrorModel
 from saboteur.faults.formats import Affine, NumberFormat, number_format
 from saboteur.faults.space import Faults, FaultSpace, Region
-from saboteur.levels.software import injection, tracing
+from saboteur.levels.software import error_models, injection, tracing
 from saboteur.levels.software.emulation import native_format, raw_view
 from saboteur.levels.software.engine.exact import ExactEngine
 from saboteur.levels.software.engine.screening import Screen
@@ -189,6 +190,10 @@ class SoftwareTarget(Target):
         for spec in specs:
             if not isinstance(spec, SoftwareFault):
                 raise FaultError(f"faults: a {type(spec).__name__} is not a fault of the software level")
+            if isinstance(spec.model, ErrorModel):
+                for region in error_models.regions(spec.model, self._selected(spec)):
+                    regions.setdefault((region.site, region.model), region)
+                continue
             for site in self._selected(spec):
                 region = Region(
                     site=site.name,
@@ -209,6 +214,9 @@ class SoftwareTarget(Target):
         """Run each trial over the inputs that the recorder gives it."""
         sites = {region.site: self._site(region.site) for region in space.regions}
         with self._runner.prepared():
+            if error_models.are_in(space):
+                error_models.inject(self._runner, sites, space, faults, recorder)
+                return
             if self.engine_name == "plain":
                 injection.inject(self._runner, sites, space, faults, recorder)
                 return
@@ -286,7 +294,8 @@ class SoftwareTarget(Target):
             return self._survey.connections()
         if where in ("hidden_state", "cell_state"):
             return self._survey.states(where)
-        return self._survey.outputs(granularity, functions=where == "operators")
+        outputs = self._survey.outputs(granularity, functions=where == "operators")
+        return error_models.sites(self._runner, outputs) if where == "outputs" else outputs
 
     def _inputs(self, granularity: Granularity) -> Iterator[Site]:
         for index, tensor in enumerate(self._runner.tensors):
