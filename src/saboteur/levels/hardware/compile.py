@@ -417,7 +417,7 @@ class CompiledDesign:
     @cached_property
     def runtime(self) -> ctypes.CDLL:
         """What runs a design, for this level."""
-        text = (Path(__file__).parent / "runtime.c").read_text()
+        text = "".join((Path(__file__).parent / name).read_text() for name in ("runtime.c", "windows.c"))
         return load(f"#define GATE {int(self.level == 'gate')}\n{text}", "-O3")
 
 

@@ -474,6 +474,57 @@ static void mask_read(Machine *m, int n, int par) {
 
 /* -- every node in every cycle ----------------------------------------------------------------------------------- */
 
+/* The cycle t: what faults do in it, all nodes, and what is written to memories; memory [memories] ->
+ * [words][lanes]. Rows of fault f act in lane f. */
+static void run_cycle(Machine *m, int t, int par, int lanes, int rows, const Row *row, u64 **memory) {
+    int bridges = 0;
+    for (int r = 0; r < rows; r++) {
+        const Row *f = row + r;
+        int lane = f->fault;
+        if (f->kind == AT_HOOK) {
+            if (t >= f->on && t < f->off) present(m, f, lane, t);
+            bridges |= f->way >= BRIDGE_AND && t >= f->on && t < f->off;
+            if (t == f->off) { m->hooks[f->place]--; set_hook(m, f, lane, ~0ull, 0); }
+        } else if (t >= f->on && t < f->off) {
+            if (f->kind == AT_SLOT) {
+                char *v = m->value[par][f->place];
+                put(v, m->bytes[f->place], lane, (get(v, m->bytes[f->place], lane) & f->a) ^ f->x);
+            } else {
+                u64 *w = memory[f->place] + f->word * lanes + lane;
+                *w = (*w & f->a) ^ f->x;
+            }
+        }
+    }
+    for (int pass = 0, again = 1; again && pass < BRIDGE_PASSES; pass++) {
+        for (int n = 0; n < m->nodes; n++) {
+            Node *node = m->node + n;
+            if (node->type == SLICE) run_slice(m, n, par);
+            else if (node->type == GLUE) glue(m, node, par);
+            else {
+                for (int l = 0; l < lanes; l++) {
+                    int64_t at = word_of(m->memory + node->memory, assemble(m, par, node->first, node->reads, l));
+                    put_data(m, node, par, l, at < 0 ? 0 : memory[node->memory][at * lanes + l]);
+                }
+                mask_read(m, n, par);
+            }
+        }
+        again = 0;
+        for (int r = 0; r < rows && bridges; r++)
+            if (row[r].kind == AT_HOOK && t >= row[r].on && t < row[r].off) again |= meet(m, row + r, row[r].fault);
+    }
+    for (int i = 0; i < m->memories; i++)
+        for (int k = 0; k < m->memory[i].writes; k++) {
+            Write *w = m->write + m->memory[i].first_write + k;
+            for (int l = 0; l < lanes; l++) {
+                u64 e = assemble(m, par, w->enable, w->enables, l);
+                int64_t at = word_of(m->memory + i, assemble(m, par, w->address, w->addresses, l));
+                if (!e || at < 0) continue;
+                u64 *x = memory[i] + at * lanes + l;
+                *x = (*x & ~e) | (assemble(m, par, w->data, w->datas, l) & e);
+            }
+        }
+}
+
 /* input [cycles][input_bytes]: the lanes of each input slot, one slot after the other; memory [memories] ->
  * [words][lanes]; initial [slots]; trace [lanes][cycles + 1][kept] of the slots in `keep`, or NULL. Rows of fault f act
  * in lane f. */
@@ -482,57 +533,13 @@ void run_plain(Machine *m, int lanes, int cycles, int inputs, const int32_t *inp
                const int32_t *keep) {
     for (int s = 0; s < m->slots; s++) if (m->is_state[s]) fill(m->value[0][s], m->bytes[s], initial[s]);
     for (int t = 0; t <= cycles; t++) {
-        int par = t & 1, bridges = 0;
+        int par = t & 1;
         for (int k = 0; k < inputs && t < cycles; k++) {
             int s = input_slot[k], size = GATE ? 64 : LANES * m->bytes[s];
             memcpy(m->value[par][s], input, size);
             input += size;
         }
-        for (int r = 0; r < rows; r++) {
-            const Row *f = row + r;
-            int lane = f->fault;
-            if (f->kind == AT_HOOK) {
-                if (t >= f->on && t < f->off) present(m, f, lane, t);
-                bridges |= f->way >= BRIDGE_AND && t >= f->on && t < f->off;
-                if (t == f->off) { m->hooks[f->place]--; set_hook(m, f, lane, ~0ull, 0); }
-            } else if (t >= f->on && t < f->off) {
-                if (f->kind == AT_SLOT) {
-                    char *v = m->value[par][f->place];
-                    put(v, m->bytes[f->place], lane, (get(v, m->bytes[f->place], lane) & f->a) ^ f->x);
-                } else {
-                    u64 *w = memory[f->place] + f->word * lanes + lane;
-                    *w = (*w & f->a) ^ f->x;
-                }
-            }
-        }
-        for (int pass = 0, again = 1; again && pass < BRIDGE_PASSES; pass++) {
-            for (int n = 0; n < m->nodes; n++) {
-                Node *node = m->node + n;
-                if (node->type == SLICE) run_slice(m, n, par);
-                else if (node->type == GLUE) glue(m, node, par);
-                else {
-                    for (int l = 0; l < lanes; l++) {
-                        int64_t at = word_of(m->memory + node->memory, assemble(m, par, node->first, node->reads, l));
-                        put_data(m, node, par, l, at < 0 ? 0 : memory[node->memory][at * lanes + l]);
-                    }
-                    mask_read(m, n, par);
-                }
-            }
-            again = 0;
-            for (int r = 0; r < rows && bridges; r++)
-                if (row[r].kind == AT_HOOK && t >= row[r].on && t < row[r].off) again |= meet(m, row + r, row[r].fault);
-        }
-        for (int i = 0; i < m->memories; i++)
-            for (int k = 0; k < m->memory[i].writes; k++) {
-                Write *w = m->write + m->memory[i].first_write + k;
-                for (int l = 0; l < lanes; l++) {
-                    u64 e = assemble(m, par, w->enable, w->enables, l);
-                    int64_t at = word_of(m->memory + i, assemble(m, par, w->address, w->addresses, l));
-                    if (!e || at < 0) continue;
-                    u64 *x = memory[i] + at * lanes + l;
-                    *x = (*x & ~e) | (assemble(m, par, w->data, w->datas, l) & e);
-                }
-            }
+        run_cycle(m, t, par, lanes, rows, row, memory);
         if (trace)
             for (int k = 0; k < kept; k++)
                 for (int l = 0; l < lanes; l++)

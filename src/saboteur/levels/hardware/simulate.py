@@ -128,6 +128,7 @@ class Simulator:
         runtime.differences.restype = ctypes.c_void_p
         runtime.differences.argtypes = [ctypes.c_void_p]
         runtime.run_active.restype = ctypes.c_int64
+        runtime.run_window.restype = ctypes.c_int64
         return runtime
 
     def _make(self) -> int:
@@ -339,13 +340,26 @@ class Simulator:
             _at(oscillates),
             _at(computed),
         )
-        found = np.zeros(count, DIFFERENCE)
-        if count:
-            ctypes.memmove(found.ctypes.data, self._runtime.differences(ctypes.c_void_p(self._machine)), found.nbytes)
-            found["fault"] = order[found["fault"]]
+        found = self._differences(count)
+        found["fault"] = order[found["fault"]]
         everywhere, restless = np.zeros(faults, np.int32), np.zeros(faults, np.bool_)
         everywhere[order], restless[order] = converged, oscillates
         return Response(found, everywhere, int(computed[0]), restless)
+
+    def run_window(
+        self, stream: ctypes.Structure, chunk: ctypes.Structure, rows: NDArray, memories: Sequence[NDArray[np.uint64]]
+    ) -> NDArray:
+        """What differs from golden, of dtype DIFFERENCE, in a chunk of windows (see ``windows.c``)."""
+        self._prepare_hooks(rows)
+        machine = ctypes.c_void_p(self._machine)
+        count = self._runtime.run_window(machine, ctypes.byref(stream), ctypes.byref(chunk), _pointers(memories))
+        return self._differences(count)
+
+    def _differences(self, count: int) -> NDArray:
+        found = np.zeros(count, DIFFERENCE)
+        if count:
+            ctypes.memmove(found.ctypes.data, self._runtime.differences(ctypes.c_void_p(self._machine)), found.nbytes)
+        return found
 
     def _prepare_hooks(self, rows: NDArray) -> None:
         for n in np.unique(rows["place"][rows["kind"] == 1]).tolist():
