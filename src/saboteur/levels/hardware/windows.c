@@ -1,0 +1,319 @@
+/* Windows of a stream of tiles: machines that are in the same phase of different tiles, side by side.
+ *
+ * An array gets tile after tile, one every `interval` cycles: a *period*. Which word of which tile is on which input in
+ * which phase of a period is the same in all periods; only the controls of the first and last periods differ (patches).
+ * Continues runtime.c.
+ */
+typedef struct { int32_t slot, shift, low, whole; u64 ones; } Wire; /* slot |= (word >> low & ones) << shift */
+typedef struct { int32_t input, unused; u64 value; } Patch;
+typedef struct { int32_t low, to, back, row, column, unused; u64 ones; } Piece; /* += (slot >> low & ones) << to */
+typedef struct { int32_t cycle, lane; int64_t to; } Snapshot;
+
+typedef struct {
+    int32_t interval, inputs, fields, backs, words, bytes, width, tiles, head, references, keeps;
+    int32_t columns, rows_of_c, a_groups;  /* words of A take so many groups of 8, those of B the rest */
+    const int32_t *input_slot;
+    const u64 *constant;               /* [interval][inputs], of a period in the middle */
+    const int32_t *back, *word;        /* [interval][fields]: shows this word of the tile so many periods back; -1: none */
+    const int32_t *first_use, *last_use; /* [backs][words / 8]: in which phases words are on inputs */
+    const int32_t *wire_first;         /* [fields + 1] */
+    const Wire *wire;
+    const int32_t *patch_first;        /* [references][interval + 1] */
+    const Patch *patch;
+    const int32_t *keep_first;         /* [interval + 1] */
+    const int32_t *keep_slot;          /* [keeps]: results are in these slots in that phase */
+    const int32_t *piece_first;        /* [keeps + 1] */
+    const Piece *piece;
+    const char *a, *b, *zero;          /* blocks of operands, the words of a tile's A and B one after the other */
+    int64_t a_block_bytes, b_block_bytes, a_image_bytes, b_image_bytes;
+    const int32_t *a_block, *b_block;  /* [tiles] */
+    const int32_t *first_row, *first_column; /* [tiles]: of its block of C */
+} Stream;
+
+/* `lanes` machines that begin in phase `first` of period[lane], and run for `cycles`. */
+typedef struct {
+    int32_t lanes, first, cycles, rows, snapshots, unused;
+    const int32_t *image, *period;
+    const golden_t *start;             /* states */
+    const int64_t *start_of;           /* [lanes], index of a state */
+    const Row *row;                    /* in order of `on`; fault: lane; on, off: since the beginning of the window */
+    const Snapshot *snapshot;          /* in order of cycle */
+    golden_t *state;                   /* [to] states for snapshots; without any, [lanes] those that differ at the end */
+    golden_t *kept;                    /* [periods][keeps], with lane's first period at kept_of[lane]; or NULL */
+    const golden_t *golden;            /* the same of the fault-free run: differences are listed; or NULL */
+    const int64_t *kept_of;
+    u64 *sums;                         /* [rows_of_c][columns][LANES]: added to; or NULL */
+    const golden_t *end;               /* states of the fault-free run at the end, or NULL */
+    const int64_t *end_of;             /* [lanes]; -1: not compared */
+    uint8_t *differs;                  /* [lanes]: state at the end */
+} Chunk;
+
+/* -- operands ---------------------------------------------------------------------------------------------------- */
+
+static inline void transpose8(u64 *x) {
+    for (int step = 1; step < 8; step <<= 1) {
+        u64 mask = step == 1 ? 0x00ff00ff00ff00ffull : step == 2 ? 0x0000ffff0000ffffull : 0x00000000ffffffffull;
+        for (int i = 0; i < 8; i++) if (!(i & step)) {
+            u64 low = x[i], high = x[i + step];
+            x[i] = (low & mask) | ((high & mask) << 8 * step);
+            x[i + step] = ((low >> 8 * step) & mask) | (high & ~mask);
+        }
+    }
+}
+
+#if GATE
+static void planes(char *out, const char *word, int width) {
+    for (int block = 0; block < LANES / 64; block++) {
+        const char *lanes = word + 64 * block;
+#ifdef __AVX512BW__
+        __m512i v = _mm512_loadu_si512(lanes);
+        for (int bit = 0; bit < width; bit++)
+            ((u64 *)(out + 64 * bit))[block] = _mm512_movepi8_mask(_mm512_slli_epi16(v, 7 - bit));
+#else
+        for (int bit = 0; bit < width; bit++) {
+            u64 plane = 0, x;
+            for (int k = 0; k < 8; k++) {
+                memcpy(&x, lanes + 8 * k, 8);
+                plane |= ((x >> bit & 0x0101010101010101ull) * 0x0102040810204080ull >> 56) << 8 * k;
+            }
+            ((u64 *)(out + 64 * bit))[block] = plane;
+        }
+#endif
+    }
+}
+#endif
+
+/* Words 8 g .. 8 g + 7 of all lanes, side by side; source [LANES] of the group. */
+static void interleave(char *out, const char *const *source, int bytes, int width) {
+#if GATE
+    char row[8][LANES] __attribute__((aligned(64)));
+#endif
+    if (bytes == 1) {
+        for (int l = 0; l < LANES; l += 8) {
+            u64 x[8];
+            for (int k = 0; k < 8; k++) memcpy(x + k, source[l + k], 8);
+            transpose8(x);
+#if GATE
+            for (int k = 0; k < 8; k++) memcpy(row[k] + l, x + k, 8);
+#else
+            for (int k = 0; k < 8; k++) memcpy(out + LANES * k + l, x + k, 8);
+#endif
+        }
+#if GATE
+        for (int k = 0; k < 8; k++) planes(out + 64 * width * k, row[k], width);
+#endif
+        return;
+    }
+    for (int k = 0; k < 8; k++)
+        for (int l = 0; l < LANES; l++) {
+            u64 x = 0;
+            memcpy(&x, source[l] + bytes * k, bytes);
+#if GATE
+            for (int bit = 0; bit < width; bit++) put(out + 64 * (width * k + bit), 1, l, x >> bit);
+#else
+            memcpy(out + bytes * (LANES * k + l), &x, bytes);
+#endif
+        }
+}
+
+static const char *block(const Stream *s, const char *blocks, const int32_t *of, int64_t bytes, int64_t image_bytes,
+                         int image, int tile) {
+    return tile < 0 || tile >= s->tiles ? s->zero : blocks + image * image_bytes + of[tile] * bytes;
+}
+
+/* The operands that are on inputs in phases low .. high - 1 of each lane's period. */
+static void fetch(const Stream *s, const Chunk *c, int step, int low, int high, char **operands) {
+    const int groups = s->words / 8, row = GATE ? 64 * s->width : LANES * s->bytes;
+    const char *a[LANES], *b[LANES], *group[LANES];
+    for (int back = 0; back < s->backs; back++) {
+        const int32_t *first = s->first_use + back * groups, *last = s->last_use + back * groups;
+        int found = 0;
+        for (int g = 0; g < groups; g++) {
+            if (first[g] >= high || last[g] < low) continue;
+            if (!found++)
+                for (int l = 0; l < LANES; l++) {
+                    int tile = l < c->lanes ? c->period[l] + step - back : -1, image = l < c->lanes ? c->image[l] : 0;
+                    a[l] = block(s, s->a, s->a_block, s->a_block_bytes, s->a_image_bytes, image, tile);
+                    b[l] = block(s, s->b, s->b_block, s->b_block_bytes, s->b_image_bytes, image, tile);
+                }
+            const char *const *from = g < s->a_groups ? a : b;
+            int64_t at = 8ll * s->bytes * (g < s->a_groups ? g : g - s->a_groups);
+            for (int l = 0; l < LANES; l++) group[l] = from[l] + at;
+            interleave(operands[back] + (int64_t)8 * g * row, group, s->bytes, s->width);
+        }
+    }
+}
+
+static inline void set_inputs(Machine *m, const Stream *s, int phase, char *const *operands) {
+    const u64 *constant = s->constant + (int64_t)phase * s->inputs;
+    const int32_t *back = s->back + (int64_t)phase * s->fields, *word = s->word + (int64_t)phase * s->fields;
+    for (int k = 0; k < s->inputs; k++) fill(m->value[0][s->input_slot[k]], m->bytes[s->input_slot[k]], constant[k]);
+    for (int f = 0; f < s->fields; f++) {
+        if (back[f] < 0) continue;
+#if GATE
+        const char *lanes = operands[back[f]] + (int64_t)word[f] * 64 * s->width;
+        for (int k = s->wire_first[f]; k < s->wire_first[f + 1]; k++)
+            memcpy(m->value[0][s->wire[k].slot], lanes + 64 * s->wire[k].low, 64);
+#else
+        const char *lanes = operands[back[f]] + (int64_t)word[f] * LANES * s->bytes;
+        for (int k = s->wire_first[f]; k < s->wire_first[f + 1]; k++) {
+            const Wire *w = s->wire + k;
+            char *to = m->value[0][w->slot];
+            if (w->whole) memcpy(to, lanes, LANES * s->bytes);
+            else for (int l = 0; l < LANES; l++) {
+                u64 x = get(lanes, s->bytes, l) >> w->low & w->ones;
+                put(to, m->bytes[w->slot], l, get(to, m->bytes[w->slot], l) | x << w->shift);
+            }
+        }
+#endif
+    }
+}
+
+/* -- states ------------------------------------------------------------------------------------------------------ */
+
+static int64_t state_words(const Machine *m) {
+    int64_t words = 0;
+    for (int s = 0; s < m->slots; s++) words += m->is_state[s];
+    for (int i = 0; i < m->memories; i++) words += m->memory[i].words;
+    return words;
+}
+
+static void load_states(Machine *m, const Chunk *c, u64 **memory) {
+    const int64_t words = state_words(m);
+    int64_t k = 0;
+    for (int s = 0; s < m->slots; s++) {
+        if (!m->is_state[s]) continue;
+        for (int l = 0; l < c->lanes; l++) put(m->value[0][s], m->bytes[s], l, c->start[c->start_of[l] * words + k]);
+        k++;
+    }
+    for (int i = 0; i < m->memories; i++)
+        for (int64_t w = 0; w < m->memory[i].words; w++, k++)
+            for (int l = 0; l < c->lanes; l++) memory[i][w * c->lanes + l] = c->start[c->start_of[l] * words + k];
+}
+
+static void store_state(Machine *m, int par, int lane, int lanes, u64 **memory, golden_t *to) {
+    for (int s = 0; s < m->slots; s++) if (m->is_state[s]) *to++ = (golden_t)get(m->value[par][s], m->bytes[s], lane);
+    for (int i = 0; i < m->memories; i++)
+        for (int64_t w = 0; w < m->memory[i].words; w++) *to++ = (golden_t)memory[i][w * lanes + lane];
+}
+
+static void compare_states(Machine *m, const Chunk *c, int par, u64 **memory) {
+    const int64_t words = state_words(m);
+    int64_t k = 0;
+    for (int s = 0; s < m->slots; s++) {
+        if (!m->is_state[s]) continue;
+        for (int l = 0; l < c->lanes; l++)
+            if (c->end_of[l] >= 0 && get(m->value[par][s], m->bytes[s], l) != c->end[c->end_of[l] * words + k])
+                c->differs[l] = 1;
+        k++;
+    }
+    for (int i = 0; i < m->memories; i++)
+        for (int64_t w = 0; w < m->memory[i].words; w++, k++)
+            for (int l = 0; l < c->lanes; l++)
+                if (c->end_of[l] >= 0 && memory[i][w * c->lanes + l] != c->end[c->end_of[l] * words + k])
+                    c->differs[l] = 1;
+}
+
+/* -- results ----------------------------------------------------------------------------------------------------- */
+
+static void add_up(Machine *m, const Stream *s, const Chunk *c, int par, int step, int keep) {
+    int slot = s->keep_slot[keep];
+    for (int k = s->piece_first[keep]; k < s->piece_first[keep + 1]; k++) {
+        const Piece *p = s->piece + k;
+        int tile = c->period[0] + step - p->back;
+        if (tile < 0 || tile >= s->tiles) continue;
+        int row = s->first_row[tile] + p->row, column = s->first_column[tile] + p->column;
+        if (row >= s->rows_of_c || column >= s->columns) continue;
+        u64 *sum = c->sums + ((int64_t)row * s->columns + column) * LANES;
+#if GATE
+        const u64 *bits = (const u64 *)m->value[par][slot];
+        for (int l = 0; l < LANES; l++) sum[l] += (bits[l >> 6] >> (l & 63) & 1) << p->to;
+#else
+#define DO(T) { const T *v = (const T *)m->value[par][slot]; \
+    for (int l = 0; l < LANES; l++) sum[l] += ((u64)v[l] >> p->low & p->ones) << p->to; }
+        BY_TYPE(m->bytes[slot], DO)
+#undef DO
+#endif
+    }
+}
+
+static void keep_results(Machine *m, const Stream *s, const Chunk *c, int par, int step, int phase) {
+    for (int k = s->keep_first[phase]; k < s->keep_first[phase + 1]; k++) {
+        int slot = s->keep_slot[k], bytes = m->bytes[slot];
+        const char *v = m->value[par][slot];
+        if (c->sums) add_up(m, s, c, par, step, k);
+        if (c->kept)
+            for (int l = 0; l < c->lanes; l++) c->kept[(c->kept_of[l] + step) * s->keeps + k] = (golden_t)get(v, bytes, l);
+        if (c->golden)
+            for (int l = 0; l < c->lanes; l++) {
+                u64 x = get(v, bytes, l);
+                if (x != c->golden[(c->kept_of[l] + step) * s->keeps + k]) emit(m, l, step, k, x);
+            }
+    }
+}
+
+/* -- windows ----------------------------------------------------------------------------------------------------- */
+
+/* Which period of the short reference stream is like this one; -1: one in the middle, or after the end. */
+static int reference(const Stream *s, int period) {
+    int skipped = s->tiles - (s->references - s->head + 1);
+    if (period >= s->tiles + s->head - 1) return -1;
+    if (skipped <= 0 || period < s->head) return period;
+    return period < s->tiles ? -1 : period - skipped;
+}
+
+/* Differences are appended to those of the machine: fault is the lane, cycle the period since the first, output the
+ * number of the result. */
+int64_t run_window(Machine *m, const Stream *s, const Chunk *c, u64 **memory) {
+    const int row = GATE ? 64 * s->width : LANES * s->bytes;
+    char *operands[s->backs];
+    for (int back = 0; back < s->backs; back++) operands[back] = aligned_alloc(64, (int64_t)s->words * row + 64);
+    Row *acting = malloc(sizeof(Row) * (c->rows + 1));
+    int active = 0, next_row = 0, next_snapshot = 0, special[LANES], like[LANES], specials = 0;
+    m->differences = 0;
+    load_states(m, c, memory);
+    const int64_t words = state_words(m);
+    int phase = c->first, step = 0;
+    for (int t = 0; t <= c->cycles; t++) {
+        int par = t & 1;
+        for (; next_snapshot < c->snapshots && c->snapshot[next_snapshot].cycle == t; next_snapshot++) {
+            const Snapshot *to = c->snapshot + next_snapshot;
+            store_state(m, par, to->lane, c->lanes, memory, c->state + to->to * words);
+        }
+        if (t == c->cycles) break;
+        if (phase == s->interval) { phase = 0; step++; }
+        if (!phase || !t) {
+            int left = c->cycles - t, high = phase + left < s->interval ? phase + left : s->interval;
+            fetch(s, c, step, phase, high, operands);
+            specials = 0;
+            for (int l = 0; l < c->lanes; l++)
+                if ((like[specials] = reference(s, c->period[l] + step)) >= 0) special[specials++] = l;
+        }
+        set_inputs(m, s, phase, operands);
+        for (int k = 0; k < specials; k++) {
+            const int32_t *first = s->patch_first + (int64_t)like[k] * (s->interval + 1) + phase;
+            for (int p = first[0]; p < first[1]; p++) {
+                int slot = s->input_slot[s->patch[p].input];
+                put(m->value[0][slot], m->bytes[slot], special[k], s->patch[p].value);
+            }
+        }
+        for (; next_row < c->rows && c->row[next_row].on <= t; next_row++) acting[active++] = c->row[next_row];
+        run_cycle(m, t, par, c->lanes, active, acting, memory);
+        keep_results(m, s, c, par, step, phase);
+        int kept = 0;
+        for (int r = 0; r < active; r++)
+            if (acting[r].off > t + (acting[r].kind != AT_HOOK)) acting[kept++] = acting[r];
+        active = kept;
+        phase++;
+    }
+    for (int r = 0; r < active; r++)
+        if (acting[r].kind == AT_HOOK) { m->hooks[acting[r].place]--; set_hook(m, acting + r, acting[r].fault, ~0ull, 0); }
+    if (c->end) {
+        compare_states(m, c, c->cycles & 1, memory);
+        for (int l = 0; l < c->lanes; l++)
+            if (c->differs[l]) store_state(m, c->cycles & 1, l, c->lanes, memory, c->state + l * words);
+    }
+    for (int back = 0; back < s->backs; back++) free(operands[back]);
+    free(acting);
+    return m->differences;
+}

@@ -1,0 +1,288 @@
+"""Runs of machines that are in the same phase of different tiles of a stream, side by side."""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from saboteur.levels.hardware.compile import lane_bytes
+from saboteur.levels.hardware.simulate import ROW, Simulator
+
+WIRE = np.dtype([(name, "i4") for name in ("slot", "shift", "low", "whole")] + [("ones", "u8")])
+PATCH = np.dtype([("input", "i4"), ("unused", "i4"), ("value", "u8")])
+PIECE = np.dtype([(name, "i4") for name in ("low", "to", "back", "row", "column", "unused")] + [("ones", "u8")])
+SNAPSHOT = np.dtype([("cycle", "i4"), ("lane", "i4"), ("to", "i8")])
+GROUP = 8
+"""Operands are laid side by side in groups of so many words."""
+
+
+@dataclass(frozen=True, eq=False)
+class Tables:
+    """What a stream of tiles looks like from inside of a design; see ``windows.c``.
+
+    Attributes:
+        interval: cycles of a period.
+        spill: how many periods after its own a tile is still at work.
+        references: periods of the reference stream, whose inputs are in ``constant``.
+        middle: which of them is one of those in the middle.
+        a_words: words of A in a tile, rounded up to whole groups.
+        words: words of A and B in a tile, each rounded up to whole groups.
+        operand_bits: bits of a word.
+        input_slots: int32 [inputs].
+        constants: uint64 [references, interval, inputs]: values of input slots where all operands are 0.
+        counted: how many cycles of the reference stream there are; what is in ``constants`` behind them is ignored.
+        back: int32 [interval, fields], −1 where a field shows no operand.
+        word: int32 [interval, fields].
+        wires: for each field, rows of WIRE.
+        keep_slots: int32 [keeps]: slots that hold results, in order of phase.
+        keep_phase: int32 [keeps]: the phase in which each does.
+        piece_first: int32 [keeps + 1]: where the pieces of each keep begin.
+        pieces: rows of PIECE: which parts of which elements of a tile a keep holds.
+    """
+
+    interval: int
+    spill: int
+    references: int
+    middle: int
+    a_words: int
+    words: int
+    operand_bits: int
+    input_slots: NDArray[np.int32]
+    constants: NDArray[np.uint64]
+    counted: int
+    back: NDArray[np.int32]
+    word: NDArray[np.int32]
+    wires: tuple[NDArray, ...]
+    keep_slots: NDArray[np.int32]
+    keep_phase: NDArray[np.int32]
+    piece_first: NDArray[np.int32]
+    pieces: NDArray
+
+    @property
+    def keeps(self) -> int:
+        """How many slots with results a period has."""
+        return len(self.keep_slots)
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """The operands of a stream.
+
+    Attributes:
+        a: [images, blocks, a_words]: the words of A in a tile, one after the other.
+        b: [images or 1, blocks, words − a_words]: those of B.
+        a_block: int32 [tiles]: which block of A a tile has.
+        b_block: int32 [tiles].
+        first_row: int32 [tiles]: where its block of C begins.
+        first_column: int32 [tiles].
+        rows: of C.
+        columns: of C.
+    """
+
+    a: NDArray
+    b: NDArray
+    a_block: NDArray[np.int32]
+    b_block: NDArray[np.int32]
+    first_row: NDArray[np.int32]
+    first_column: NDArray[np.int32]
+    rows: int
+    columns: int
+
+
+@dataclass(eq=False)
+class Chunk:
+    """Machines that run side by side from one phase on.
+
+    Attributes:
+        image: int32 [lanes].
+        period: int32 [lanes]: the period in which each begins.
+        first: the phase in which all begin.
+        cycles: for how long they run.
+        start: [states, words] states to begin with.
+        start_of: int64 [lanes]: which of them.
+        rows: of dtype ROW, in order of ``on``; ``fault`` is the lane; cycles count from the beginning of the window.
+        snapshots: of dtype SNAPSHOT, in order of ``cycle``: which states are put into ``states``.
+        states: [to, words].
+        kept: [rows, keeps]: results are put here, a row a period; the lane's first is row ``kept_of[lane]``.
+        golden: [rows, keeps]: results are compared with these.
+        kept_of: int64 [lanes].
+        sums: uint64 [rows, columns, lanes of the simulator]: elements of C are added up here.
+        end: [states, words]: states to compare with at the end.
+        end_of: int64 [lanes]: which of them; −1 for none.
+    """
+
+    image: NDArray[np.int32]
+    period: NDArray[np.int32]
+    first: int
+    cycles: int
+    start: NDArray
+    start_of: NDArray[np.int64]
+    rows: NDArray = field(default_factory=lambda: np.zeros(0, ROW))
+    snapshots: NDArray = field(default_factory=lambda: np.zeros(0, SNAPSHOT))
+    states: NDArray | None = None
+    kept: NDArray | None = None
+    golden: NDArray | None = None
+    kept_of: NDArray[np.int64] | None = None
+    sums: NDArray[np.uint64] | None = None
+    end: NDArray | None = None
+    end_of: NDArray[np.int64] | None = None
+
+
+class Windows:
+    """Runs chunks of windows of one stream.
+
+    Args:
+        simulator: of the array.
+        tables: the stream's schedule.
+    """
+
+    def __init__(self, simulator: Simulator, tables: Tables):
+        self._simulator, self._tables = simulator, tables
+        self._stream = _Stream()
+        self._held: dict[str, NDArray] = {}
+        design = simulator.design
+        self.state_words = len(design.states) + sum(memory.words for memory in design.memories)
+        stream, t = self._stream, tables
+        for name in ("interval", "references", "words"):
+            setattr(stream, name, getattr(t, name))
+        stream.inputs, stream.fields, stream.backs = len(t.input_slots), t.back.shape[1], t.spill + 1
+        stream.width, stream.bytes, stream.head = t.operand_bits, lane_bytes(t.operand_bits, "word"), t.spill + 1
+        stream.keeps, stream.a_groups = t.keeps, t.a_words // GROUP
+        patches, first = self._patches()
+        keep_first = np.searchsorted(t.keep_phase, np.arange(t.interval + 1))
+        uses = self._uses()
+        self._point(
+            input_slot=t.input_slots.astype(np.int32),
+            constant=t.constants[t.middle],
+            back=t.back.astype(np.int32),
+            word=t.word.astype(np.int32),
+            first_use=uses[0],
+            last_use=uses[1],
+            wire_first=np.cumsum([0, *(len(wires) for wires in t.wires)]).astype(np.int32),
+            wire=np.concatenate(t.wires),
+            patch_first=first,
+            patch=patches,
+            keep_first=keep_first.astype(np.int32),
+            keep_slot=t.keep_slots.astype(np.int32),
+            piece_first=t.piece_first.astype(np.int32),
+            piece=t.pieces,
+        )
+
+    def _point(self, **arrays: NDArray) -> None:
+        for name, array in arrays.items():
+            self._held[name] = np.ascontiguousarray(array)
+            setattr(self._stream, name, self._held[name].ctypes.data)
+
+    def _patches(self) -> tuple[NDArray, NDArray[np.int32]]:
+        t = self._tables
+        cycle = np.arange(t.references * t.interval).reshape(t.references, t.interval, 1)
+        differs = (t.constants != t.constants[t.middle]) & (cycle < t.counted)
+        period, phase, which = np.nonzero(differs)
+        patches = np.zeros(len(period), PATCH)
+        patches["input"], patches["value"] = which, t.constants[period, phase, which]
+        bounds = np.arange(t.references)[:, None] * t.interval + np.arange(t.interval + 1)
+        return patches, np.searchsorted(period * t.interval + phase, bounds).astype(np.int32)
+
+    def _uses(self) -> NDArray[np.int32]:
+        """First and last phase in which each group of words is on an input: [2, backs, groups]."""
+        t = self._tables
+        groups = t.words // GROUP
+        uses = np.zeros((2, t.spill + 1, groups), np.int32)
+        uses[0], uses[1] = t.interval, -1
+        phase, which = np.nonzero(t.back >= 0)
+        at = t.back[phase, which], t.word[phase, which] // GROUP
+        np.minimum.at(uses[0], at, phase)
+        np.maximum.at(uses[1], at, phase)
+        return uses
+
+    def load(self, layer: Layer) -> None:
+        """Take the operands of a stream: until the next call, all chunks are of this one."""
+        stream = self._stream
+        stream.tiles, stream.rows_of_c, stream.columns = len(layer.a_block), layer.rows, layer.columns
+        size = max(layer.a.shape[2], layer.b.shape[2])
+        self._point(
+            a=layer.a,
+            b=layer.b,
+            zero=np.zeros(size, layer.a.dtype),
+            a_block=layer.a_block.astype(np.int32),
+            b_block=layer.b_block.astype(np.int32),
+            first_row=layer.first_row.astype(np.int32),
+            first_column=layer.first_column.astype(np.int32),
+        )
+        stream.a_block_bytes, stream.b_block_bytes = (x.shape[2] * x.itemsize for x in (layer.a, layer.b))
+        stream.a_image_bytes = layer.a.shape[1] * stream.a_block_bytes
+        stream.b_image_bytes = layer.b.shape[1] * stream.b_block_bytes if len(layer.b) > 1 else 0
+
+    def run(self, chunk: Chunk) -> tuple[NDArray, NDArray[np.bool_]]:
+        """Run a chunk.
+
+        Returns:
+            What differs from ``golden``, of dtype DIFFERENCE (``fault`` is the lane, ``cycle`` the period since the
+            lane's first, ``output`` the keep); and for which lanes the state at the end differs from ``end``. Their states
+            are put into ``states[lane]``; then there are no snapshots.
+        """
+        simulator, lanes = self._simulator, len(chunk.image)
+        differs = np.zeros(lanes, np.bool_)
+        columns = {
+            "image": np.ascontiguousarray(chunk.image, np.int32),
+            "period": np.ascontiguousarray(chunk.period, np.int32),
+            "start": chunk.start,
+            "start_of": np.ascontiguousarray(chunk.start_of, np.int64),
+            "row": np.ascontiguousarray(chunk.rows),
+            "snapshot": np.ascontiguousarray(chunk.snapshots),
+            "state": chunk.states,
+            "kept": chunk.kept,
+            "golden": chunk.golden,
+            "kept_of": chunk.kept_of,
+            "sums": chunk.sums,
+            "end": chunk.end,
+            "end_of": chunk.end_of,
+            "differs": differs,
+        }
+        given = _Chunk(lanes, chunk.first, chunk.cycles, len(chunk.rows), len(chunk.snapshots))
+        for name, array in columns.items():
+            if array is not None:
+                setattr(given, name, array.ctypes.data)
+        memories = [np.zeros((memory.words, lanes), np.uint64) for memory in simulator.design.memories]
+        return simulator.run_window(self._stream, given, chunk.rows, memories), differs
+
+
+class _Stream(ctypes.Structure):
+    """``Stream`` of windows.c."""
+
+    _fields_ = [
+        *(
+            (name, ctypes.c_int32)
+            for name in (
+                *("interval", "inputs", "fields", "backs", "words", "bytes", "width", "tiles", "head", "references"),
+                *("keeps", "columns", "rows_of_c", "a_groups"),
+            )
+        ),
+        *(
+            (name, ctypes.c_void_p)
+            for name in (
+                *("input_slot", "constant", "back", "word", "first_use", "last_use", "wire_first", "wire"),
+                *("patch_first", "patch", "keep_first", "keep_slot", "piece_first", "piece", "a", "b", "zero"),
+            )
+        ),
+        *((name, ctypes.c_int64) for name in ("a_block_bytes", "b_block_bytes", "a_image_bytes", "b_image_bytes")),
+        *((name, ctypes.c_void_p) for name in ("a_block", "b_block", "first_row", "first_column")),
+    ]
+
+
+class _Chunk(ctypes.Structure):
+    """``Chunk`` of windows.c."""
+
+    _fields_ = [
+        *((name, ctypes.c_int32) for name in ("lanes", "first", "cycles", "rows", "snapshots", "unused")),
+        *(
+            (name, ctypes.c_void_p)
+            for name in (
+                *("image", "period", "start", "start_of", "row", "snapshot", "state", "kept", "golden", "kept_of"),
+                *("sums", "end", "end_of", "differs"),
+            )
+        ),
+    ]
