@@ -23,6 +23,7 @@ from saboteur.levels.software.target import SoftwareTarget
 from saboteur.outcomes import Recorder
 from saboteur.testing import draw_faults
 from saboteur.workloads import int8
+from saboteur.workloads.quantization import quantize_statically
 from tests.software import by_hand, models, support
 
 BATCH = 4
@@ -56,9 +57,7 @@ def integer_chain() -> nn.Sequential:
         "dequantize": int8.Dequantize(),
     }.items():
         model.add_module(name, stage)
-    floating = chain()
-    floating.bn = nn.Identity()
-    int8.quantize_statically(model, floating, inputs("float32"))
+    quantize_statically(model, chain(), inputs("float32"))
     return model.eval()
 
 

@@ -15,17 +15,24 @@ from saboteur.errors import TargetError
 torch = pytest.importorskip("torch")
 
 from saboteur import workloads  # noqa: E402
+from saboteur.workloads import int8  # noqa: E402
 from saboteur.workloads.int8 import (  # noqa: E402
     AffineScale,
     Dequantize,
+    Int8Add,
+    Int8AvgPool2d,
     Int8Conv2d,
     Int8Linear,
+    Int8MatMul,
     Int8MaxPool2d,
+    Int8Pad,
+    Int8ReLU,
+    Int8Softmax,
     Quantize,
     fixed_point,
-    quantize_statically,
     requantize,
 )
+from saboteur.workloads.quantization import quantize_statically  # noqa: E402
 
 INT8 = st.integers(-128, 127)
 INT32 = st.integers(-(2**31), 2**31 - 1)
@@ -122,6 +129,38 @@ def test_requantisation_rounds_the_exact_product(accumulator: int, multiplier: i
         torch.tensor(zero_point, dtype=torch.int8),
     )
     assert result.item() == naive_requantize(accumulator, multiplier, shift, zero_point, -128)
+
+
+CONSTANTS = st.tuples(st.one_of(st.integers(1, 2**31 - 1), INT32), st.integers(0, 31))
+
+
+@given(constants=CONSTANTS, step=st.integers(-256, 256), beside=st.integers(-2, 2), zero_point=INT8)
+def test_requantisation_rounds_exactly_beside_every_half(
+    constants: tuple[int, int], step: int, beside: int, zero_point: int
+):
+    multiplier, shift = constants
+    half = (2 * step + 1) << (30 + shift)
+    accumulator = max(-(2**31), min(2**31 - 1, half // (multiplier or 1) + beside))
+    result = requantize(
+        torch.tensor([accumulator], dtype=torch.int32),
+        torch.tensor([multiplier], dtype=torch.int32),
+        torch.tensor([shift], dtype=torch.int8),
+        torch.tensor(zero_point, dtype=torch.int8),
+    )
+    assert result.item() == naive_requantize(accumulator, multiplier, shift, zero_point, -128)
+
+
+def test_requantisation_is_exact_where_float64_rounds_wrong():
+    """The product is 225.5 − 2⁻⁴³, so near the half that float64 arithmetic takes it for the half or more."""
+    accumulator, multiplier, shift = 924453, 2145613651, 12
+    assert accumulator * multiplier == 451 * 2**42 - 1
+    constants = torch.tensor([multiplier], dtype=torch.int32), torch.tensor([shift], dtype=torch.int8)
+    zero_point = torch.tensor(-128, dtype=torch.int8)
+    assert int8._rounded_in_float64(torch.tensor([accumulator], dtype=torch.int32), *constants).tolist() == [226.0]
+    for sign, expected in ((1, 97), (-1, -128)):
+        accumulators = torch.tensor([sign * accumulator], dtype=torch.int32)
+        assert requantize(accumulators, *constants, zero_point).tolist() == [expected]
+    assert requantize(-torch.tensor([accumulator], dtype=torch.int32), *constants, torch.tensor(127)).tolist() == [-98]
 
 
 @pytest.mark.parametrize(
@@ -242,7 +281,7 @@ class Int8Net(torch.nn.Module):
 @given(seed=st.integers(0, 2**32))
 def test_static_quantisation_stays_within_its_rounding_errors(seed: int):
     generator = torch.Generator().manual_seed(seed)
-    model, int8_model = FloatNet().requires_grad_(False), Int8Net()
+    model, int8_model = FloatNet().eval().requires_grad_(False), Int8Net()
     torch.nn.init.normal_(model.fc.weight, generator=generator)
     torch.nn.init.normal_(model.fc.bias, generator=generator)
     inputs = torch.randn(16, 6, generator=generator)
@@ -260,7 +299,7 @@ def test_static_quantisation_stays_within_its_rounding_errors(seed: int):
 
 
 def test_static_quantisation_refuses_a_dead_layer_and_leaves_no_hook():
-    model = FloatNet().requires_grad_(False)
+    model = FloatNet().eval().requires_grad_(False)
     model.fc.weight.zero_()
     model.fc.bias.zero_()
     with pytest.raises(TargetError, match=r"activations range over \[0\.0, 0\.0\]"):
@@ -269,14 +308,26 @@ def test_static_quantisation_refuses_a_dead_layer_and_leaves_no_hook():
 
 
 @pytest.mark.parametrize(
-    "layer", [torch.nn.Linear(5, 3), torch.nn.Linear(6, 3, bias=False), torch.nn.Identity()], ids=repr
+    ("layer", "message"),
+    [
+        (torch.nn.Linear(5, 3), r"(?s)Int8Net is not FloatNet in int8: .*fc\.weight"),
+        (torch.nn.Identity(), r"(?s)Int8Net is not FloatNet in int8: .*fc\.weight"),
+    ],
+    ids=["size", "missing"],
 )
-def test_static_quantisation_refuses_a_layer_that_does_not_match(layer: torch.nn.Module):
-    model = FloatNet()
+def test_static_quantisation_refuses_a_layer_that_does_not_match(layer: torch.nn.Module, message: str):
+    model = FloatNet().eval().requires_grad_(False)
     model.fc = layer
     inputs = torch.ones(1, layer.in_features if isinstance(layer, torch.nn.Linear) else 6)
-    with pytest.raises(TargetError, match=r"layer 'fc' is .*; need a Conv2d or Linear .* shape \[3, 6\]"):
-        quantize_statically(Int8Net(), model, inputs)
+    with pytest.raises(TargetError, match=message):
+        quantize_statically(Int8Net(), model.eval(), inputs)
+
+
+def test_static_quantisation_refuses_another_relu():
+    int8_model = Int8Net()
+    int8_model.fc.relu = True
+    with pytest.raises(TargetError, match="layer 'fc' of Int8Net has relu=True; the network needs False"):
+        quantize_statically(int8_model, FloatNet().eval().requires_grad_(False), torch.ones(1, 6))
 
 
 def test_faulty_parameters_can_be_vectorised_over():
@@ -323,3 +374,124 @@ def test_shipped_int8_network_equals_plain_integers_layer_by_layer():
     logits = naive_conv(as_convolution, pooled).reshape(2, 10)
     expected = (logits - model.dequantize.zero_point.numpy().astype(np.float32)) * model.dequantize.scale.numpy()
     np.testing.assert_array_equal(model(images).numpy(), expected)
+
+
+@pytest.mark.parametrize("channels", [57, 58, 129])
+def test_sums_of_many_extreme_products_are_exact(channels: int):
+    """Beyond 514 products of 255 · 128, float32 alone could not hold a sum."""
+    layer = Int8Conv2d(channels, 2, 3, padding=1)
+    layer.weight.fill_(-128)
+    layer.weight[1, :, 1, 1] = 127
+    layer.input_zero_point.fill_(-128)
+    layer.shift.fill_(24)
+    inputs = torch.full((1, channels, 3, 3), 127, dtype=torch.int8)
+    inputs[0, 0, 0, 0] = 126
+    np.testing.assert_array_equal(layer(inputs).numpy(), naive_conv(layer, inputs.numpy()))
+    sums = int8._sums(torch.matmul, torch.full((1, 700), 255), torch.full((700, 1), 255), (-1, -2), 255 * 255)
+    assert sums.tolist() == [[700 * 255 * 255]]
+
+
+def test_layers_on_other_processors_use_float64(monkeypatch: pytest.MonkeyPatch):
+    workload = workloads.load("digits-cnn-int8")
+    expected = workload.model(workload.inputs)
+    monkeypatch.setattr(int8.platform, "machine", lambda: "aarch64")
+    seen = []
+    convolve = torch.nn.functional.conv2d
+    monkeypatch.setattr(
+        torch.nn.functional, "conv2d", lambda *args, **kwargs: seen.append(args[0].dtype) or convolve(*args, **kwargs)
+    )
+    assert torch.equal(workload.model(workload.inputs), expected)
+    assert set(seen) == {torch.float64}
+
+
+def naive_add(module: Int8Add, first: int, second: int) -> int:
+    """The three roundings of TensorFlow Lite's ADD with Python's own integers."""
+    parts = [
+        round_half_away(Fraction((value - int(zero)) * 2**20 * int(multiplier), 2 ** (31 + int(shift))))
+        for value, zero, multiplier, shift in zip(
+            (first, second), module.zero_points, module.multipliers, module.shifts, strict=True
+        )
+    ]
+    low = int(module.output_zero_point) if module.relu else -128
+    return naive_requantize(sum(parts), int(module.multiplier), int(module.shift), int(module.output_zero_point), low)
+
+
+@given(data=st.data())
+def test_residual_sum_equals_plain_integers(data: st.DataObject):
+    module = Int8Add(relu=data.draw(st.booleans()))
+    positive = st.integers(2**30, 2**31 - 1)
+    drawn = {
+        "multipliers": data.draw(hnp.arrays(np.int32, 2, elements=positive)),
+        "shifts": data.draw(hnp.arrays(np.int8, 2, elements=st.integers(0, 31))),
+        "zero_points": data.draw(hnp.arrays(np.int8, 2)),
+        "multiplier": np.int32(data.draw(positive)),
+        "shift": np.int8(data.draw(st.integers(15, 22))),
+        "output_zero_point": np.int8(data.draw(INT8)),
+    }
+    module.load_state_dict({key: torch.from_numpy(np.array(value)) for key, value in drawn.items()})
+    first, second = (data.draw(hnp.arrays(np.int8, 6)) for _ in range(2))
+    outputs = module(torch.from_numpy(first), torch.from_numpy(second))
+    assert outputs.tolist() == [naive_add(module, int(a), int(b)) for a, b in zip(first, second, strict=True)]
+
+
+def test_residual_sum_known_answer():
+    """0.5 (q₁ + 3) + 0.25 q₂ in steps of 0.5: 0.5 · 13 + 0.25 · 7 = 8.25 = 16.5 steps, rounded to 17."""
+    module = Int8Add()
+    module.zero_points.copy_(torch.tensor([-3, 0]))
+    module.multipliers.copy_(torch.tensor([2**30, 2**30]))
+    module.shifts.copy_(torch.tensor([0, 1]))
+    module.shift.fill_(18)
+    module.output_zero_point.fill_(5)
+    outputs = module(torch.tensor([10, -16], dtype=torch.int8), torch.tensor([7, -7], dtype=torch.int8))
+    assert outputs.tolist() == [22, -12]
+
+
+@given(hnp.arrays(np.int8, st.tuples(st.integers(1, 2), st.integers(1, 2), st.integers(3, 7), st.integers(3, 7))))
+def test_average_pooling_rounds_halves_away_from_zero(inputs: np.ndarray):
+    for kernel, outputs in ((3, Int8AvgPool2d(3)), (2, Int8AvgPool2d(2)), (None, Int8AvgPool2d())):
+        found = outputs(torch.from_numpy(inputs)).numpy()
+        height, width = (kernel, kernel) if kernel else inputs.shape[2:]
+        assert found.shape[2:] == (inputs.shape[2] // height, inputs.shape[3] // width)
+        for at in np.ndindex(*found.shape):
+            top, left = at[2] * height, at[3] * width
+            window = inputs[at[0], at[1], top : top + height, left : left + width].astype(int)
+            assert found[at] == round_half_away(Fraction(int(window.sum()), window.size))
+
+
+def test_padding_and_relu_use_the_zero_point():
+    pad, relu = Int8Pad((0, 1, 1, 0)), Int8ReLU()
+    for module in (pad, relu):
+        module.zero_point.fill_(-100)
+    values = torch.tensor([[[127, -128], [-100, 3]]], dtype=torch.int8)
+    assert pad(values).tolist() == [[[-100, -100, -100], [127, -128, -100], [-100, 3, -100]]]
+    assert relu(values).tolist() == [[[127, -100], [-100, 3]]]
+
+
+@given(data=st.data())
+def test_product_of_activations_equals_plain_integers(data: st.DataObject):
+    module = Int8MatMul()
+    drawn = {
+        "multiplier": np.int32(data.draw(st.integers(2**30, 2**31 - 1))),
+        "shift": np.int8(data.draw(st.integers(0, 16))),
+        **{name: np.int8(data.draw(INT8)) for name in ("first_zero_point", "second_zero_point", "output_zero_point")},
+    }
+    module.load_state_dict({key: torch.from_numpy(np.array(value)) for key, value in drawn.items()})
+    m, k, n = (data.draw(st.integers(1, 4)) for _ in range(3))
+    first, second = data.draw(hnp.arrays(np.int8, (2, m, k))), data.draw(hnp.arrays(np.int8, (2, k, n)))
+    found = module(torch.from_numpy(first), torch.from_numpy(second)).numpy()
+    sums = (first.astype(int) - drawn["first_zero_point"]) @ (second.astype(int) - drawn["second_zero_point"])
+    expected = [
+        naive_requantize(int(a), int(drawn["multiplier"]), int(drawn["shift"]), int(drawn["output_zero_point"]), -128)
+        for a in sums.ravel()
+    ]
+    assert found.ravel().tolist() == expected
+
+
+def test_softmax_is_within_a_step_of_the_real_one():
+    module = Int8Softmax()
+    module.exponentials.copy_(torch.round(2**16 * torch.exp(-0.05 * torch.arange(256, dtype=torch.float64))))
+    inputs = torch.arange(-128, 128, dtype=torch.int8).reshape(16, 16)[:, torch.tensor([3, 15, 0, 9, 6])]
+    probabilities = (module(inputs).double() + 128) / 256
+    real = torch.softmax(inputs.double() * 0.05, -1)
+    assert ((probabilities - real).abs() <= 0.5 / 256 + 1e-4).all()
+    assert module(torch.tensor([[127, -128, -128]], dtype=torch.int8)).tolist() == [[127, -128, -128]]

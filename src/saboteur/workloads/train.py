@@ -27,7 +27,7 @@ from torch.nn import functional as F
 from saboteur import workloads
 from saboteur.errors import near
 from saboteur.workloads import models
-from saboteur.workloads.int8 import quantize_statically
+from saboteur.workloads.quantization import quantize_statically
 
 DATA = Path(__file__).parent / "data"
 IMAGE_SHAPE = (1, 8, 8)

@@ -230,7 +230,8 @@ def _layers(
     if isinstance(module, Int8Linear):
         return [LoweredLayer(name, path, module, call, 0, prod(shape[:-1]), k, n, shape)]
     _, channels, kernel_rows, kernel_columns = module.weight.shape
-    window = Window(channels, kernel_rows, kernel_columns, *shape[1:], module.stride, module.padding)
+    rows, columns = shape[1:]
+    window = Window(channels, kernel_rows, kernel_columns, rows, columns, module.stride, module.padding)
     return [LoweredLayer(name, path, module, call, 0, prod(shape[1:]), k, n, shape, window)]
 
 

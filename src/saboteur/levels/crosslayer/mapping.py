@@ -178,7 +178,7 @@ class Mapping(ABC):
             raise TargetError(
                 f"{register!r} is not a data register of a {self.dataflow} PE: {', '.join(self.registers)}"
             )
-        return list(np.broadcast_arrays(*(np.asarray(column, np.int64) for column in columns)))
+        return list(np.broadcast_arrays(*_columns(*columns)))
 
 
 @dataclass(frozen=True)
@@ -232,12 +232,13 @@ class OutputStationary(Systolic):
         return Block(m, none, n, np.minimum(self.rows, self.m - m), none + self.k, np.minimum(self.cols, self.n - n))
 
     def where(self, m: ArrayLike, k: ArrayLike, n: ArrayLike) -> Place:  # noqa: D102
+        m, k, n = _columns(m, k, n)
         (m_block, row), (n_block, col) = np.divmod(m, self.rows), np.divmod(n, self.cols)
         tile = m_block * self._n_blocks + n_block
         return Place(tile, row, col, self.start(tile) + 1 + row + col + k)
 
     def operation(self, row: ArrayLike, col: ArrayLike, cycle: ArrayLike) -> Operation:  # noqa: D102
-        row, col, cycle = (np.asarray(column, np.int64) for column in (row, col, cycle))
+        row, col, cycle = _columns(row, col, cycle)
         tile, k = np.divmod(cycle - RESET_CYCLES - 1 - row - col, self.interval)
         block = self.block(tile)
         does = (tile >= 0) & (tile < self.tiles) & (k < self.k) & (row < block.m_size) & (col < block.n_size)
@@ -310,12 +311,13 @@ class WeightStationary(Systolic):
         return Block(none, k, n, none + self.m, np.minimum(self.rows, self.k - k), np.minimum(self.cols, self.n - n))
 
     def where(self, m: ArrayLike, k: ArrayLike, n: ArrayLike) -> Place:  # noqa: D102
+        m, k, n = _columns(m, k, n)
         (k_block, row), (n_block, col) = np.divmod(k, self.rows), np.divmod(n, self.cols)
         tile = n_block * self._k_blocks + k_block
         return Place(tile, row, col, self.start(tile) + self.rows + 1 + row + col + m)
 
     def operation(self, row: ArrayLike, col: ArrayLike, cycle: ArrayLike) -> Operation:  # noqa: D102
-        row, col, cycle = (np.asarray(column, np.int64) for column in (row, col, cycle))
+        row, col, cycle = _columns(row, col, cycle)
         tile, m = np.divmod(cycle - RESET_CYCLES - self.rows - 1 - row - col, self.interval)
         block = self.block(tile)
         does = (tile >= 0) & (tile < self.tiles) & (m < self.m) & (row < block.k_size) & (col < block.n_size)
@@ -445,13 +447,14 @@ class RowStationary(Mapping):
 
     def where(self, m: ArrayLike, k: ArrayLike, n: ArrayLike) -> Place:  # noqa: D102
         width, taps = self.window.out_columns, self.window.kernel_columns
+        m, k, n = _columns(m, k, n)
         (out_row, x), (filter_row, s) = np.divmod(m, width), np.divmod(k, taps)
         (row_block, col), (filter_block, row) = np.divmod(out_row, self.cols), np.divmod(filter_row, self.rows_in_use)
-        tile = (np.asarray(n) * self._row_blocks + row_block) * self._filter_blocks + filter_block
+        tile = (n * self._row_blocks + row_block) * self._filter_blocks + filter_block
         return Place(tile, row, col, self.start(tile) + row + taps + x * taps + s)
 
     def operation(self, row: ArrayLike, col: ArrayLike, cycle: ArrayLike) -> Operation:  # noqa: D102
-        row, col, cycle = (np.asarray(column, np.int64) for column in (row, col, cycle))
+        row, col, cycle = _columns(row, col, cycle)
         width, taps = self.window.out_columns, self.window.kernel_columns
         tile, age = np.divmod(cycle - RESET_CYCLES - row, self.interval)
         x, s = np.divmod(age - taps, taps)
@@ -521,6 +524,10 @@ def mapped(layer: LoweredLayer, dataflow: Dataflow, rows: int, cols: int) -> Map
     if dataflow not in kinds:
         raise TargetError(f"dataflow: {dataflow!r} is not one of {', '.join([*kinds, 'row_stationary'])}")
     return kinds[dataflow](rows, cols, layer.m, layer.k, layer.n)
+
+
+def _columns(*values: ArrayLike) -> tuple[Integers, ...]:
+    return tuple(np.asarray(value, np.int64) for value in values)
 
 
 def _reads(fault: Integers, m: Integers, k: Integers, n: Integers) -> Reach:
