@@ -52,9 +52,9 @@ def test_bridges_equal_a_naive_simulation(effect: str) -> None:
     trials = np.arange(space.size)
     region, element, step, variant = space.decode(space.strata("network")[0], trials)
     faults = Faults(trials.astype(np.uint64), trials, region.astype(np.int32), element, step, variant)
-    answers, mine = target.answers(space, faults, 0)
+    answers = target.answers(space, faults, 0)
     given = np.repeat(golden[None], len(trials), axis=0)
-    given[mine[answers.affected]] = answers.outputs
+    given[answers.affected] = answers.outputs
     inputs = {port: [int(word) for word in words[0]] for port, words in target.stimulus.inputs.items()}
     for trial in trials:
         first, second = (stem[name] for name in pairs[region[trial]])

@@ -112,7 +112,7 @@ def test_late_words_are_the_same_answer(sender: DesignTarget) -> None:
     assert trace[4:10, slots["valid"]].tolist() == [0, 1, 1, 1, 1, 0]
     # an upset of valid in cycle 4 puts a word in front
     space, faults = one(sender, upset("valid"), 2, 0)
-    answers, _ = sender.answers(space, faults, 0)
+    answers = sender.answers(space, faults, 0)
     assert answers.outputs.tolist() == [[3, 6, 9, 12]]
 
 
@@ -131,7 +131,7 @@ def test_delay_and_open(tmp_path: Path) -> None:
 
     def seen(model, duration: str, step: int = 0) -> list[int]:
         fault = HardwareFault(where="nets", model=model, duration=duration)
-        answers, _ = target.answers(*one(target, fault, step, 0), 0)
+        answers = target.answers(*one(target, fault, step, 0), 0)
         return answers.outputs[0].tolist()
 
     assert seen(Delay(edge="rise"), "permanent") == (n & before).tolist()

@@ -293,24 +293,25 @@ class Simulator:
     ) -> Response:
         """Compute only what differs from a golden run, with the machines of many faults in the lanes.
 
-        Faults that act in one place should follow each other: they share what is computed.
-
         Args:
+        order: NDArray[np.int64] | None = None,
             trace: [cycles + 1, slots] of the golden run.
             memories: [words] of each memory at its start.
             watch: what is compared.
             rows: of dtype ROW, in order of ``fault``.
             faults: how many.
             drop: let go of a machine as soon as a watched value differs.
-            group: how many successive faults are brought together in order of time; four for each lane if absent.
+            group: how many successive faults are brought together in order of time; two for each lane if absent.
+            order: of the faults, in which those that act in one place and at about one time should follow each other:
+                they share what is computed. By number if absent. Changes no result.
         """
         self._prepare_hooks(rows)
         cycles = len(trace) - 1
-        group = group or 4 * self.lanes
+        group = group or 2 * self.lanes
         bounds = np.searchsorted(rows["fault"], np.arange(faults + 1))
-        start = np.full(faults, cycles, np.int32)
-        np.minimum.at(start, rows["fault"], rows["on"])
-        order = np.lexsort((start, np.arange(faults) // group))
+        start = first_cycles(rows, faults, cycles)
+        order = np.arange(faults) if order is None else order
+        order = order[np.argsort((np.arange(faults) // group << 32) + start[order])]
         order = order[start[order] < cycles]
         table = np.zeros(len(order), _FAULT)
         table["first_row"], table["rows"] = bounds[order], np.diff(bounds)[order]
@@ -408,3 +409,12 @@ def _at(array: NDArray | None) -> Any:
 
 def _pointers(arrays: Sequence[NDArray]) -> Any:
     return (ctypes.c_void_p * max(len(arrays), 1))(*[array.ctypes.data for array in arrays])
+def first_cycles(rows: NDArray, faults: int, never: int) -> NDArray[np.int32]:
+    """[faults]: the cycle in which each begins to act, from rows of dtype ROW; ``never`` without rows."""
+    if len(rows) == faults and np.array_equal(rows["fault"], np.arange(faults)):
+        return np.minimum(rows["on"], never)
+    start = np.full(faults, never, np.int32)
+    np.minimum.at(start, rows["fault"], rows["on"])
+    return start
+
+

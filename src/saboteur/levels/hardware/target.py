@@ -22,7 +22,7 @@ from saboteur.levels.hardware.effects import bit_by_bit, one_effect_at_a_time, w
 from saboteur.levels.hardware.importing import Netlist
 from saboteur.levels.hardware.models import Bits, mask_table, masks
 from saboteur.levels.hardware.netlist import Design, Node
-from saboteur.levels.hardware.simulate import PLACES, ROW, WAYS, Simulator, Stimulus
+from saboteur.levels.hardware.simulate import PLACES, ROW, WAYS, Simulator, Stimulus, first_cycles
 from saboteur.levels.hardware.sites import PLACE, Group, Kind, Sites
 from saboteur.levels.hardware.spec import HardwareFault, HardwareTarget
 from saboteur.levels.hardware.testbench import Answers, Observation, Observer
@@ -340,19 +340,19 @@ class DesignTarget(Target):
         for run, trials in self._trials_by_run(faults.trials, recorder):
             if not steady:
                 rows = self.rows(space, self._acting(space, faults, run))
-            answers, mine = self._respond(run, rows, trials)
+            answers = self._respond(run, rows, trials)
             inputs = np.full(len(trials), run)
             detected = answers.alarm >= 0
             changed = answers.changed & ~detected & ~answers.hang
             hang = answers.hang & ~detected
             same = ~(detected | changed | hang)
-            recorder.identical(mine[same], inputs[same])
-            recorder.abnormal(mine[detected], inputs[detected], "detected")
-            recorder.abnormal(mine[hang], inputs[hang], "hang")
-            recorder.outputs(mine[changed], inputs[changed], answers.outputs[changed[answers.affected]])
+            recorder.identical(trials[same], inputs[same])
+            recorder.abnormal(trials[detected], inputs[detected], "detected")
+            recorder.abnormal(trials[hang], inputs[hang], "hang")
+            recorder.outputs(trials[changed], inputs[changed], answers.outputs[changed[answers.affected]])
 
-    def answers(self, space: FaultSpace, faults: Faults, run: int) -> tuple[Answers, NDArray[np.int64]]:
-        """What the machines of all trials answer in one run, and the trial of each row of the answers."""
+    def answers(self, space: FaultSpace, faults: Faults, run: int) -> Answers:
+        """What the machines of all trials answer in one run."""
         return self._respond(run, self.rows(space, self._acting(space, faults, run)), np.arange(faults.trials))
 
     def _trials_by_run(self, trials: int, recorder: Recorder) -> Iterator[tuple[int, NDArray[np.int64]]]:
@@ -372,34 +372,29 @@ class DesignTarget(Target):
             acts[k] = faults.acts(float(activity[k]), np.array([run]), int(faults.trial[k]))[0]
         return faults.rows(acts)
 
-    def _respond(self, run: int, rows: NDArray, trials: NDArray[np.int64]) -> tuple[Answers, NDArray[np.int64]]:
-        """Answers of ``trials`` in one run, in an order in which faults of one place are neighbours."""
-        rows = one_effect_at_a_time(rows)
-        if len(rows) and not np.array_equal(rows["fault"], trials):
+    def _respond(self, run: int, rows: NDArray, trials: NDArray[np.int64]) -> Answers:
+        """Answers of ``trials``, in ascending order, in one run."""
+        rows, count = one_effect_at_a_time(rows), len(trials)
+        if not np.array_equal(trials, np.arange(count)):
             rows = rows[np.isin(rows["fault"], trials)]
-        first = np.minimum(np.searchsorted(rows["fault"], trials), max(len(rows) - 1, 0))
-        key = np.zeros(len(trials), np.int64)
+            rows["fault"] = np.searchsorted(trials, rows["fault"])
+        order = None
         if len(rows):
-            kind, place = rows["kind"][first], rows["place"][first]
-            in_slot = kind == PLACES.index("slot")
-            key = (kind.astype(np.int64) << 32) + place
-            key[in_slot] = self._neighbours[place[in_slot]]
-        order = np.argsort(key, kind="stable")
-        ordered = trials[order]
-        if np.array_equal(rows["fault"], trials):
-            renumbered = rows[order]
-            renumbered["fault"] = np.arange(len(ordered))
-        else:
-            rank = np.full(int(trials.max()) + 1, -1)
-            rank[ordered] = np.arange(len(ordered))
-            renumbered = rows.copy()
-            renumbered["fault"] = rank[rows["fault"]]
-            renumbered = renumbered[np.argsort(renumbered["fault"], kind="stable")]
+            single = np.array_equal(rows["fault"], np.arange(count))
+            first = rows if single else rows[np.minimum(np.searchsorted(rows["fault"], np.arange(count)), len(rows) - 1)]
+            order = np.argsort(self._place_and_time(first))
         trace = self.golden_trace(run)
         watch = self.observer.watch(trace)
-        response = self.simulator.respond(trace, self._images(run), watch, renumbered, len(trials))
-        answers = self.observer.answers(trace, self._answers[run], response, len(trials))
-        return replace(answers, hang=answers.hang | response.oscillates), ordered
+        response = self.simulator.respond(trace, self._images(run), watch, rows, count, order=order)
+        answers = self.observer.answers(trace, self._answers[run], response, count)
+        return replace(answers, hang=answers.hang | response.oscillates)
+
+    def _place_and_time(self, rows: NDArray) -> NDArray[np.int64]:
+        """A number by which rows that share what is computed follow each other."""
+        place = rows["place"].astype(np.int64)
+        in_slot = rows["kind"] == PLACES.index("slot")
+        place[in_slot] = self._neighbours[place[in_slot]]
+        return (rows["kind"].astype(np.int64) << 60) + place * (self.stimulus.cycles + 2) + rows["on"]
 
     @cached_property
     def _neighbours(self) -> NDArray[np.int64]:
@@ -426,17 +421,15 @@ class DesignTarget(Target):
             null) and ``corrupted`` (the answer differs, whether or not an alarm was raised).
         """
         rows = self.rows(space, self._acting(space, faults, run))
-        answers, mine = self._respond(run, rows, np.arange(faults.trials))
-        start = np.full(faults.trials, self.stimulus.cycles)
-        np.minimum.at(start, rows["fault"], rows["on"])
-        outcome = np.where(answers.changed, "sdc", np.where(answers.latent, "latent", "masked"))
-        outcome = np.where(answers.hang, "hang", outcome)
-        outcome = np.where(answers.alarm >= 0, "detected", outcome)
-        back = np.argsort(mine)
-        alarm = answers.alarm[back]
-        latency = pa.array(alarm - start, pa.int32(), mask=alarm < 0)
-        corrupted = (answers.changed | answers.hang)[back]
-        return pa.table({"outcome": outcome[back], "latency": latency, "corrupted": corrupted})
+        answers = self._respond(run, rows, np.arange(faults.trials))
+        start = first_cycles(rows, faults.trials, self.stimulus.cycles)
+        names = pa.array(["masked", "latent", "sdc", "hang", "detected"])
+        outcome = np.zeros(faults.trials, np.int8)
+        for number, of in enumerate((answers.latent, answers.changed, answers.hang, answers.alarm >= 0), 1):
+            outcome[of] = number
+        latency = pa.array(answers.alarm - start, pa.int32(), mask=answers.alarm < 0)
+        corrupted = answers.changed | answers.hang
+        return pa.table({"outcome": names.take(pa.array(outcome)), "latency": latency, "corrupted": corrupted})
 
     def trace(self, space: FaultSpace, faults: Faults, input: int) -> pa.Table:
         """How the error of the first trial spreads over the module instances, in order of first difference."""
@@ -455,7 +448,7 @@ class DesignTarget(Target):
             when = int(differs.any(axis=1).argmax()) if differs.any() else self.stimulus.cycles
             table.append((when, _spread(place, golden[:, mine].ravel(), faulty[:, mine].ravel())))
         table.sort(key=lambda row: row[0])
-        answers, _ = self._respond(input, rows, np.arange(1))
+        answers = self._respond(input, rows, np.arange(1))
         expected = self._answers[input]
         ended = answers.alarm[0] >= 0 or answers.hang[0] or not len(answers.outputs)
         given = expected if ended else answers.outputs[0]
