@@ -2,70 +2,236 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
+from saboteur.errors import FaultError, TargetError
 from saboteur.levels.crosslayer import mapping as mappings
-from saboteur.levels.crosslayer.tiles import ArraySimulator
+from saboteur.levels.crosslayer.tiles import ArraySimulator, Errors
 from saboteur.levels.hardware import designs
-from saboteur.levels.hardware.simulate import ROW
+from saboteur.levels.hardware.simulate import ROW, WAYS
+from saboteur.levels.hardware.sites import PLACE, Group
 
-ARRAYS = {
-    "output_stationary": designs.OutputStationary(3, 2),
-    "weight_stationary": designs.WeightStationary(3, 2),
-}
-
-
-@pytest.fixture(scope="module", params=ARRAYS)
-def array(request: pytest.FixtureRequest) -> ArraySimulator:
-    return ArraySimulator(ARRAYS[request.param])
+ONES = 0xFFFFFFFFFFFFFFFF
+MAPPINGS = {"output_stationary": mappings.OutputStationary, "weight_stationary": mappings.WeightStationary}
+ARRAYS = {"output_stationary": designs.OutputStationary, "weight_stationary": designs.WeightStationary}
+_built: dict[tuple[str, int, int, str], ArraySimulator] = {}
 
 
-def layer(array: ArraySimulator, m: int, k: int, n: int, images: int, seed: int = 0):
+def simulator(dataflow: str, rows: int = 3, cols: int = 2, level: Any = "word") -> ArraySimulator:
+    key = dataflow, rows, cols, level
+    if key not in _built:
+        _built[key] = ArraySimulator(ARRAYS[dataflow](rows, cols), level)
+    return _built[key]
+
+
+def layer(
+    array: ArraySimulator, sizes: tuple[int, int, int], images: int = 3, seed: int = 0, own_b: bool = False
+) -> tuple[mappings.Mapping, np.ndarray, np.ndarray]:
     generator = np.random.default_rng(seed)
-    kinds = {"output_stationary": mappings.OutputStationary, "weight_stationary": mappings.WeightStationary}
-    mapping = kinds[array.array.dataflow](array.array.rows, array.array.cols, m, k, n)
+    m, k, n = sizes
+    mapping = MAPPINGS[array.array.dataflow](array.array.rows, array.array.cols, m, k, n)
     a = generator.integers(-128, 128, (images, m, k)).astype(np.int8)
-    b = generator.integers(-128, 128, (1, k, n)).astype(np.int8)
+    b = generator.integers(-128, 128, (images if own_b else 1, k, n)).astype(np.int8)
     return mapping, a, b
 
 
-def upsets(array: ArraySimulator, cycles: int, count: int, seed: int = 1) -> np.ndarray:
-    """Bit flips in all flip-flops, at any cycle."""
-    generator = np.random.default_rng(seed)
-    slots = array.simulator.design.states
+def rows_at(groups: list[Group], count: int, generator: np.random.Generator) -> np.ndarray:
+    """Bit flips of no duration at random places."""
+    widths = np.concatenate([np.full(len(group.places), group.width) for group in groups])
+    places = np.concatenate([group.places for group in groups])
+    chosen = generator.integers(0, len(places), count)
     rows = np.zeros(count, ROW)
     rows["fault"] = np.arange(count)
-    rows["place"] = generator.choice(slots, count)
-    width = np.array([slot.width for slot in array.simulator.design.slots])[rows["place"]]
-    rows["a"] = 0xFFFFFFFFFFFFFFFF
-    rows["x"] = np.uint64(1) << (generator.integers(0, 64, count) % width).astype(np.uint64)
+    for column in PLACE.names or ():
+        rows[column] = places[column][chosen]
+    rows["a"] = ONES
+    rows["x"] = np.uint64(1) << (generator.integers(0, 64, count) % widths[chosen]).astype(np.uint64)
+    return rows
+
+
+def upsets(array: ArraySimulator, cycles: int, count: int, seed: int = 1, kind: Any = "flip_flops") -> np.ndarray:
+    """Bit flips at any site of a kind in any cycle; the first and the last cycle are always hit."""
+    generator = np.random.default_rng(seed)
+    rows = rows_at(list(array.sites.groups(kind).values()), count, generator)
     rows["on"] = generator.integers(0, cycles, count)
+    rows["on"][:2] = 0, cycles - 1
     rows["off"] = rows["on"] + 1
     return rows
 
 
+def stuck(array: ArraySimulator, cycles: int, count: int, seed: int = 1, kind: Any = "flip_flops") -> np.ndarray:
+    generator = np.random.default_rng(seed)
+    rows = rows_at(list(array.sites.groups(kind).values()), count, generator)
+    rows["a"] = ~rows["x"]
+    rows["x"] *= generator.integers(0, 2, count, np.uint64)
+    rows["off"] = cycles + 1
+    return rows
+
+
+def same(found: Errors, plain: Errors) -> None:
+    for name in ("fault", "row", "column", "delta"):
+        assert np.array_equal(getattr(found, name), getattr(plain, name)), name
+
+
 def test_accumulator_flip_changes_one_element() -> None:
-    array = ArraySimulator(ARRAYS["output_stationary"])
-    mapping, a, b = layer(array, 6, 5, 4, 2)
+    array = simulator("output_stationary")
+    mapping, a, b = layer(array, (6, 5, 4), 2)
     (slot,) = [k for k, slot in enumerate(array.simulator.design.slots) if slot.name == "row[1].column[1].pe.acc"]
     rows = np.zeros(1, ROW)
     # Tile 3 holds rows 3 to 5 and columns 2 and 3; its last product is in the sum in cycle T + 1 + 1 + 1 + 5.
-    rows["place"], rows["a"], rows["x"] = slot, 0xFFFFFFFFFFFFFFFF, 1 << 20
+    rows["place"], rows["a"], rows["x"] = slot, ONES, 1 << 20
     rows["on"] = 1 + 3 * (5 + 3) + 1 + 1 + 1 + 5
     rows["off"] = rows["on"] + 1
-    found = array.stream(mapping, a, b, np.array([1]), rows)
     golden = int(a[1, 4].astype(np.int64) @ b[0, :, 3].astype(np.int64))
-    assert found.fault.tolist() == [0] and found.row.tolist() == [4] and found.column.tolist() == [3]
-    assert found.delta.tolist() == [-(1 << 20) if golden >> 20 & 1 else 1 << 20]
+    for found in (array.errors(mapping, a, b, np.array([1]), rows), array.stream(mapping, a, b, np.array([1]), rows)):
+        assert found.fault.tolist() == [0] and found.row.tolist() == [4] and found.column.tolist() == [3]
+        assert found.delta.tolist() == [-(1 << 20) if golden >> 20 & 1 else 1 << 20]
 
 
-def test_errors_equal_the_stream(array: ArraySimulator) -> None:
-    mapping, a, b = layer(array, 7, 8, 5, 3)
+def test_stuck_weight_bit_changes_its_products() -> None:
+    array = simulator("weight_stationary")
+    mapping, a, b = layer(array, (4, 6, 2), 1)
+    (slot,) = [k for k, slot in enumerate(array.simulator.design.slots) if slot.name == "row[2].column[1].pe.weight"]
+    rows = np.zeros(1, ROW)
+    rows["place"], rows["a"], rows["x"], rows["off"] = slot, ONES ^ 4, 0, array.cycles(mapping) + 1
+    found = array.errors(mapping, a, b, np.array([0]), rows)
+    weight = b[0].astype(np.int64)
+    faulty = weight.copy()
+    faulty[2::3, 1] &= ~4
+    delta = a[0].astype(np.int64) @ (faulty - weight)
+    assert np.array_equal(np.stack([found.row, found.column]), np.stack(np.nonzero(delta)))
+    assert np.array_equal(found.delta, delta[delta != 0])
+
+
+SIZES = [(7, 8, 5), (2, 1, 1), (9, 3, 4), (5, 1, 9), (3, 20, 2), (8, 2, 4), (31, 4, 8), (1, 30, 3)]
+
+
+@pytest.mark.parametrize("dataflow", ARRAYS)
+@pytest.mark.parametrize("sizes", SIZES)
+def test_upsets_equal_the_stream(dataflow: str, sizes: tuple[int, int, int]) -> None:
+    array = simulator(dataflow)
+    mapping, a, b = layer(array, sizes, own_b=sizes[0] % 2 == 0)
     rows = upsets(array, array.cycles(mapping), 300)
     image = np.random.default_rng(2).integers(0, 3, len(rows))
     plain = array.stream(mapping, a, b, image, rows)
-    found = array.errors(mapping, a, b, image, rows)
+    assert len(plain.fault) > 15
+    same(array.errors(mapping, a, b, image, rows), plain)
+
+
+@pytest.mark.parametrize("dataflow", ARRAYS)
+@pytest.mark.parametrize(
+    ("kind", "level"),
+    [
+        ("nets", "word"),
+        ("pins", "word"),
+        ("inputs", "word"),
+        *((kind, "gate") for kind in ("flip_flops", "nets", "pins", "inputs")),
+    ],
+)
+def test_pulses_equal_the_stream(dataflow: str, kind: str, level: str) -> None:
+    array = simulator(dataflow, level=level)
+    mapping, a, b = layer(array, (7, 5, 5))
+    rows = upsets(array, array.cycles(mapping), 400, kind=kind)
+    image = np.random.default_rng(2).integers(0, 3, len(rows))
+    plain = array.stream(mapping, a, b, image, rows)
+    assert len(plain.fault) > 50
+    same(array.errors(mapping, a, b, image, rows), plain)
+
+
+@pytest.mark.parametrize("dataflow", ARRAYS)
+@pytest.mark.parametrize(
+    ("kind", "level"),
+    [("flip_flops", "word"), ("nets", "word"), ("flip_flops", "gate"), ("nets", "gate"), ("pins", "gate")],
+)
+def test_stuck_at_faults_equal_the_stream(dataflow: str, kind: str, level: str) -> None:
+    array = simulator(dataflow, level=level)
+    mapping, a, b = layer(array, (7, 5, 5))
+    rows = stuck(array, array.cycles(mapping), 150, kind=kind)
+    image = np.random.default_rng(2).integers(0, 3, len(rows))
+    plain = array.stream(mapping, a, b, image, rows)
+    assert len(plain.fault) > 500
+    same(array.errors(mapping, a, b, image, rows), plain)
+
+
+@pytest.mark.parametrize("dataflow", ARRAYS)
+@pytest.mark.parametrize("way", ["delay_rise", "delay_fall", "delay", "hold"])
+def test_late_and_open_nets_equal_the_stream(dataflow: str, way: str) -> None:
+    array = simulator(dataflow, level="gate")
+    mapping, a, b = layer(array, (7, 5, 5))
+    cycles = array.cycles(mapping)
+    rows = upsets(array, cycles, 200, kind="nets")
+    rows["way"], rows["a"], rows["on"] = WAYS.index(way), 0, np.maximum(rows["on"] - 1, 0)
+    rows["on"][::4], rows["off"][::4] = 0, cycles + 1
+    image = np.random.default_rng(2).integers(0, 3, len(rows))
+    plain = array.stream(mapping, a, b, image, rows)
+    assert len(plain.fault) > 50
+    same(array.errors(mapping, a, b, image, rows), plain)
+
+
+@pytest.mark.parametrize("dataflow", ARRAYS)
+def test_faults_of_several_rows_and_any_length(dataflow: str) -> None:
+    array = simulator(dataflow)
+    mapping, a, b = layer(array, (7, 8, 5))
+    cycles = array.cycles(mapping)
+    rows = np.concatenate([upsets(array, cycles, 120, seed) for seed in (3, 4)])
+    rows["off"] = rows["on"] + np.random.default_rng(5).integers(0, 40, len(rows))
+    rows = rows[rows["fault"] % 7 != 0]  # some faults do nothing
+    image = np.random.default_rng(2).integers(0, 3, 120)
+    plain = array.stream(mapping, a, b, image, rows)
     assert len(plain.fault) > 100
-    for name in ("fault", "row", "column", "delta"):
-        assert np.array_equal(getattr(found, name), getattr(plain, name)), name
+    assert not (plain.fault % 7 == 0).any()
+    same(array.errors(mapping, a, b, image, rows), plain)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_any_layer_on_any_array(data: st.DataObject) -> None:
+    dataflow = data.draw(st.sampled_from(sorted(ARRAYS)))
+    rows, cols = data.draw(st.sampled_from([(1, 1), (3, 2), (2, 4)]))
+    array = simulator(dataflow, rows, cols)
+    sizes = data.draw(st.tuples(*(st.integers(1, 12),) * 3))
+    seed = data.draw(st.integers(0, 1 << 20))
+    mapping, a, b = layer(array, sizes, images=2, seed=seed)
+    faults = upsets(array, array.cycles(mapping), 130, seed)
+    image = np.random.default_rng(seed).integers(0, 2, len(faults))
+    same(array.errors(mapping, a, b, image, faults), array.stream(mapping, a, b, image, faults))
+
+
+@pytest.mark.parametrize("dataflow", ARRAYS)
+def test_more_faults_than_lanes_in_many_tiles(dataflow: str) -> None:
+    array = simulator(dataflow)
+    mapping, a, b = layer(array, (40, 9, 10), images=5)
+    rows = upsets(array, array.cycles(mapping), 1500)
+    image = np.random.default_rng(2).integers(0, 5, len(rows))
+    same(array.errors(mapping, a, b, image, rows), array.stream(mapping, a, b, image, rows))
+
+
+def test_no_faults() -> None:
+    array = simulator("output_stationary")
+    mapping, a, b = layer(array, (7, 8, 5))
+    assert len(array.errors(mapping, a, b, np.zeros(0, np.int64), np.zeros(0, ROW)).fault) == 0
+    assert len(array.errors(mapping, a, b, np.zeros(4, np.int64), np.zeros(0, ROW)).fault) == 0
+
+
+def test_what_does_not_fit_is_named() -> None:
+    array = simulator("output_stationary")
+    mapping, a, b = layer(array, (7, 8, 5))
+    rows = upsets(array, array.cycles(mapping), 2)
+    image = np.zeros(2, np.int64)
+    with pytest.raises(TargetError, match=r"operands: A is \(3, 7, 7\)"):
+        array.errors(mapping, a[..., 1:], b, image, rows)
+    with pytest.raises(TargetError, match="operands: B is for 2 images, A for 3"):
+        array.errors(mapping, a, np.repeat(b, 2, axis=0), image, rows)
+    with pytest.raises(FaultError, match="image: from 0 to 3; there are 3 images"):
+        array.errors(mapping, a, b, image + [0, 3], rows)
+    with pytest.raises(FaultError, match="rows: fault: from 0 to 1; image has 1"):
+        array.errors(mapping, a, b, image[:1], rows)
+    with pytest.raises(TargetError, match="weight_stationary on 3 × 2; the array is output_stationary"):
+        array.errors(mappings.WeightStationary(3, 2, 7, 8, 5), a, b, image, rows)
+    with pytest.raises(TargetError, match="output_stationary on 4 × 2; the array is output_stationary, 3 × 2"):
+        array.errors(mappings.OutputStationary(4, 2, 7, 8, 5), a, b, image, rows)

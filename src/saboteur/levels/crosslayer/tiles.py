@@ -632,7 +632,7 @@ def _layer(mapping: Mapping, shape: tuple[int, int, int], tables: Tables, a: NDA
             part = whole[:, one : one + sizes[0], other : other + sizes[1]]
             shaped = blocks[:, number, : sizes[0] * sizes[1]].reshape(len(whole), *sizes)
             shaped[:, : part.shape[1], : part.shape[2]] = part
-            blocks[:, number, : sizes[0] * sizes[1]] = shaped.reshape(len(whole), -1)
+            blocks[:, number, : sizes[0] * sizes[1]] = shaped.reshape(len(whole), sizes[0] * sizes[1])
         return blocks, which.ravel()
 
     a_blocks, a_of = cut(a, block.m, block.k, (m, k), tables.a_words)
