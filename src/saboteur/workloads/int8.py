@@ -111,7 +111,9 @@ def requantize(accumulators: Tensor, multiplier: Tensor, shift: Tensor, zero_poi
     Returns:
         int8 of the shape of ``accumulators``.
     """
-    if _float64_is_exact(*(_bytes(part) for part in (multiplier, shift))):
+    # To look at the constants would cost more than it saves where there are few accumulators for each.
+    many = accumulators.numel() >= 16 * multiplier.numel()
+    if many and _float64_is_exact(_bytes(multiplier), _bytes(shift)):
         outputs = _rounded_in_float64(accumulators, multiplier, shift)
     else:
         outputs = _rounded(accumulators, multiplier, shift)
