@@ -197,6 +197,7 @@ class Network:
         }
         self.layers = {index: step for index, step in self._steps.items() if isinstance(step, _Layer)}
         """The integer layers among the calls after a fault."""
+        self._last_use = {source: index for index in self._steps for source in self._tensors_before(index)}
 
     @property
     def kept(self) -> list[tuple[int, tuple[int], np.dtype]]:
@@ -234,11 +235,7 @@ class Network:
         return golden.values[self._node_of[call]]
 
     def outputs(
-        self,
-        golden: GoldenValues,
-        slot: NDArray[np.int64],
-        hardware: Mapping[Call, Hardware],
-        watch: Callable[[str, Changes], None] | None = None,
+        self, golden: GoldenValues, slot: NDArray[np.int64], hardware: Mapping[Call, Hardware]
     ) -> tuple[NDArray[np.int64], NDArray]:
         """Run pairs whose hardware fails in some calls.
 
@@ -246,7 +243,6 @@ class Network:
             golden: the fault-free run.
             slot: [pairs], where each pair's input lies in ``golden``; it is faster if like ones follow each other.
             hardware: what the hardware does.
-            watch: is told every changed result on the way, by the name of its node.
 
         Returns:
             The pairs whose output differs from golden, ascending, and their outputs [n, ...].
@@ -271,8 +267,9 @@ class Network:
                 found = _overridden(golden.values[index], slot, found, hardware[call](moved, rows))
             if found is not None and len(found.position):
                 changes[index] = found
-                if watch is not None:
-                    watch(str(node.call.target if node.module is not None else node.call.name), found)
+            for source in sources:
+                if self._last_use[source] == index and source != self.graph.output:
+                    del changes[source]
         last, output = changes.get(self.graph.output), self.graph.output
         if last is None:
             return np.zeros(0, np.int64), np.zeros((0, *self._shapes[output]), self._types[output])

@@ -52,6 +52,8 @@ _MAPPINGS = {"output_stationary": mappings.OutputStationary, "weight_stationary"
 _WHERE: tuple[Where, ...] = ("flip_flops", "memories", "nets", "pins")
 _CAPTURED_LANE = 211
 _PAIRS_AT_ONCE = 1024
+_BYTES_AN_OPERAND = 10
+"""Peak memory for each element of a pair's operands: in eight bits, and for their product in float64."""
 _INDEX = re.compile(r"\d+")
 
 Stage = Literal["array", "requantisation", "network", "output"]
@@ -376,7 +378,8 @@ class AcceleratorTarget(Target):
                 recorder.outputs(trial[some][changed], inputs[some][changed], outputs)
 
     def _batches(self, inputs: NDArray[np.int64]) -> Iterator[slice]:
-        step = min(_PAIRS_AT_ONCE, self._golden_values.slots)
+        each = _BYTES_AN_OPERAND * max(layer.m * layer.k + layer.k * layer.n for layer in self.layers)
+        step = min(_PAIRS_AT_ONCE, self._golden_values.slots, max(1, self._resources.memory_bytes // 4 // each))
         for begin in range(0, len(inputs), step):
             yield slice(begin, begin + step)
 
