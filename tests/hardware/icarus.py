@@ -36,6 +36,7 @@ def simulate(
     Args:
         inputs: (width, value by cycle) by port.
         outputs: width by expression, such as a port ``y`` or ``dut.u.acc``.
+        clock: of the design, that rises once in each cycle; none if empty.
         events: faults.
         parameters: such as ``#(.N(2))``.
     """
@@ -43,7 +44,7 @@ def simulate(
     with tempfile.TemporaryDirectory() as folder:
         lines = ["`timescale 1ns/1ns", "module testbench;", "integer t;"]
         ports = []
-        if True:
+        if clock:
             lines.append(f"reg {clock} = 0;")
             ports.append(f".{clock}({clock})")
         for name, (width, values) in inputs.items():

@@ -38,21 +38,6 @@ def elaborate(folder: Path, text: str, top: str = "t") -> Design:
             "module t(input a, input b, output y);\nwire p = ~(a & q), q = ~(b & p);\nassign y = p;\nendmodule",
             "loop.*[pq]",
         ),
-        (
-            "module t(input clk, input e, input d, output reg q);\nwire gated = clk & e;\n"
-            "always @(posedge gated) q <= d;\nendmodule",
-            r"broken\.v:3.*gated is computed by logic",
-        ),
-        (
-            "module t(input a, input b, input d, output reg p, output reg q);\n"
-            "always @(posedge a) p <= d;\nalways @(posedge b) q <= d;\nendmodule",
-            "a, b: a design must have a single clock",
-        ),
-        (
-            "module t(input c, input d, output reg p, output reg q);\n"
-            "always @(posedge c) p <= d;\nalways @(negedge c) q <= d;\nendmodule",
-            "both clock edges",
-        ),
     ],
 )
 def test_designs(tmp_path: Path, text: str, words: str) -> None:
@@ -117,6 +102,35 @@ def test_unknown_outputs() -> None:
     inputs = {"rst_n": np.ones((1, 9), np.uint64), "enable": np.ones((1, 9), np.uint64)}
     with pytest.raises(TargetError, match=r"count is unknown \(X\) in cycle 0.*reset the design"):
         counter(stimulus=Stimulus(inputs)).golden()
+
+
+def test_undriven_nets(tmp_path: Path) -> None:
+    """A net that nothing drives, and an input of an instance that is left open: unknown where they are seen."""
+    source = tmp_path / "open.v"
+    source.write_text(
+        "module inner(input a, b, output y, z);\nassign y = a ^ b;\nassign z = a;\nendmodule\n"
+        "module t(input a, output y, z);\nwire n;\ninner u(.a(a), .y(y), .z(z));\nendmodule\n"
+        "module n(input a, output y);\nwire w;\nassign y = a & w;\nendmodule\n"
+    )
+    stimulus = Stimulus({"a": np.ones((1, 64), np.uint64)})
+
+    def opened(top: str, port: str) -> DesignTarget:
+        return DesignTarget(read_verilog([source], top), stimulus, Observation((Observed(port),)))
+
+    for top in ("t", "n"):
+        with pytest.raises(TargetError, match=r"y is unknown \(X\) in cycle 0: .* or on a net that nothing drives"):
+            opened(top, "y").golden()
+    assert (opened("t", "z").golden().outputs == 1).all()
+
+
+def test_black_boxes(tmp_path: Path) -> None:
+    source = tmp_path / "box.v"
+    source.write_text(
+        "(* blackbox *) module macro(input a, output y);\nendmodule\n"
+        "module t(input a, output y);\nmacro u(.a(a), .y(y));\nendmodule\n"
+    )
+    with pytest.raises(TargetError, match="macro is a black box"):
+        read_verilog([source], "t")
 
 
 def test_faults() -> None:

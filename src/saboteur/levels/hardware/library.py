@@ -16,6 +16,16 @@ _MARK = "liberty_cell"
 MARKING = f"-setattr {_MARK}"
 """The option of Yosys' ``read_liberty`` by which :func:`is_library_cell` knows its cells."""
 
+ASYNCHRONOUS = "$auto$async2sync"
+"""How the nets are called that Yosys puts between a flip-flop and what asynchronous sets and resets make of it."""
+
+
+def follow(bit: Bit, after: Mapping[Bit, Bit]) -> Bit:
+    """The end of a chain."""
+    while bit in after:
+        bit = after[bit]
+    return bit
+
 
 def is_library_cell(module: Mapping[str, Any]) -> bool:
     """Whether a module of a netlist is a cell of a Liberty file."""
@@ -33,6 +43,7 @@ class Part:
         pins: the pins of the cell by port; ``Q`` is the state of a flip-flop.
         clock: a flip-flop's clock and whether it acts on the rising edge; None where every step is one.
         shown: of a flip-flop, the outputs of the cell that depend on its state, in order.
+        held: of a flip-flop, its state as an asynchronous set or reset leaves it.
     """
 
     kind: str
@@ -41,6 +52,7 @@ class Part:
     pins: dict[str, str]
     clock: tuple[Bit, bool] | None = None
     shown: tuple[str, ...] = ()
+    held: Bit = "x"
 
 
 @dataclass(frozen=True)
@@ -73,6 +85,10 @@ def library_cell(module: Mapping[str, Any]) -> LibraryCell:
     value: dict[Bit, Bit] = {**{bit: bit for bit in (*driven, "0", "1", "x")}, **given}
     alone = {bit: label for label, bit in outputs if bit in driven and reads[bit] == 1}
     value |= alone
+    forced = {bit for name, net in module["netnames"].items() if name.startswith(ASYNCHRONOUS) for bit in net["bits"]}
+    after = {
+        bits[p][0]: bits["Y"][0] for _, bits in gates if "Y" in bits for p in "AB" if bits.get(p, [0])[0] in forced
+    }
     parts = []
     for bit, label in given.items():
         if reads[bit] > 1:
@@ -95,7 +111,8 @@ def library_cell(module: Mapping[str, Any]) -> LibraryCell:
             clock = _clock(bits["C"][0], kind != "$_DFF_N_", driven) if "C" in bits else None
             shown = tuple(label for label, bit in outputs if out in _cone(bit, driven))
             clock = clock and (value[clock[0]] if clock[0] in driven else given.get(clock[0], clock[0]), clock[1])
-            parts.append(Part(kind, inputs, value[out], pins(bits) | {"Q": "Q"}, clock, shown))
+            held = value[follow(out, after)]
+            parts.append(Part(kind, inputs, value[out], pins(bits) | {"Q": "Q"}, clock, shown, held))
     return LibraryCell(ports, tuple(parts))
 
 

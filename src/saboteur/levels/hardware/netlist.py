@@ -14,9 +14,9 @@ from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
-from saboteur.errors import TargetError
+from saboteur.errors import TargetError, near
 from saboteur.levels.hardware.importing import Level, Netlist
-from saboteur.levels.hardware.library import LibraryCell, is_library_cell, library_cell
+from saboteur.levels.hardware.library import ASYNCHRONOUS, LibraryCell, follow, is_library_cell, library_cell
 
 Bit = int | str
 WORD_BITS = 64
@@ -42,6 +42,7 @@ class Cell:
     Attributes:
         pins: which ports are fault sites, and how they are called: ``Q`` is the state of a flip-flop, ``Y`` the output
             of any other cell. All ports, by their own names, if absent.
+        clock: of flip-flops, and whether they act on its rising edge; None where every step is one.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Cell:
     source: str = ""
     initial: int | None = None
     pins: dict[str, str] | None = None
+    clock: tuple[Bit, bool] | None = None
 
     def pin(self, port: str) -> str | None:
         """What a port is called as a fault site; None where it is none."""
@@ -76,6 +78,8 @@ class Memory:
     """(address, data) of each read port."""
     writes: list[tuple[list[Bit], list[Bit], list[Bit]]]
     """(address, data, enable of each bit) of each write port; later ports win."""
+    clocks: list[tuple[Bit, bool]]
+    """Of each write port, and whether it acts on the rising edge."""
 
 
 Source = tuple[str, int]
@@ -95,7 +99,16 @@ class Slice:
 
 
 class Module:
-    """One module of the netlist, cut into slices."""
+    """One module of the netlist, cut into slices.
+
+    Args:
+        name: of the module.
+        content: in Yosys' JSON form.
+        level: of its cells.
+        known: the names of all modules.
+        library: the cells of Liberty files.
+        stepped: clocks are signals like others: a flip-flop takes its data in steps in which its clock has an edge.
+    """
 
     def __init__(
         self,
@@ -104,6 +117,7 @@ class Module:
         level: Level,
         known: Iterable[str],
         library: Mapping[str, LibraryCell],
+        stepped: bool = False,
     ):
         self.name = name
         self.level: Level = level
@@ -118,13 +132,16 @@ class Module:
         self.cells: list[Cell] = []
         self.children: dict[str, tuple[str, dict[str, list[Bit]]]] = {}
         self.memories: list[Memory] = []
-        self.clocks: dict[tuple[Bit, int], str] = {}
+        self.clocks: dict[tuple[Bit, bool], str] = {}
+        self._held: dict[Bit, Bit] = {}
         known = set(known)
         for cell, entry in content["cells"].items():
             if entry["type"] in library:
                 self._add_library_cell(cell, library[entry["type"]], entry)
             else:
                 self._add(cell, entry, known)
+        if stepped:
+            self._take_steps()
         self._index_drivers()
         self._name_registers()
 
@@ -150,18 +167,20 @@ class Module:
             if "z" in bits:
                 raise TargetError(f"{where}: port {port} reads Z; tri-state logic cannot be simulated")
         if kind in known:
-            self.children[name] = (kind, connections)
+            self.children[name] = (kind, dict(connections))
         elif kind in _FLIP_FLOPS:
+            clock = None
             if "CLK" in connections or "C" in connections:
-                (clock,) = connections.get("CLK") or connections["C"]
+                (bit,) = connections.get("CLK") or connections["C"]
                 rising = _FLIP_FLOPS[kind] if "C" in connections else _number(entry["parameters"]["CLK_POLARITY"])
-                self.clocks.setdefault((clock, int(rising or 0)), where)
+                clock = bit, bool(rising)
+                self.clocks.setdefault(clock, where)
             for part in _cut(connections["Q"]):
                 bits = [connections["Q"][i] for i in part]
                 data = [connections["D"][i] for i in part]
                 set_at_start = any(bit in self._initial for bit in bits)
                 initial = sum(self._initial.get(bit, 0) << i for i, bit in enumerate(bits)) if set_at_start else None
-                self.cells.append(Cell(name, kind, {}, {"D": data}, bits, source, initial))
+                self.cells.append(Cell(name, kind, {}, {"D": data}, bits, source, initial, None, clock))
         elif kind == "$mem_v2":
             self._add_memory(name, entry, where)
         elif kind in _OPERATORS:
@@ -186,13 +205,57 @@ class Module:
             inputs = {port: [value.get(bit, "x")] for port, bit in part.inputs.items()}
             state = value[part.output]
             assert isinstance(state, int)
+            clock = None
             if part.clock is not None:
-                self.clocks.setdefault((value.get(part.clock[0], "x"), int(part.clock[1])), where)
+                clock = value.get(part.clock[0], "x"), part.clock[1]
+                self.clocks.setdefault(clock, where)
+            if "Q" in part.pins:
+                self._held[state] = value[part.held]
             if "Q" in part.pins and state < 0:
                 nets = [self.names.get(outer.get(label, "x"), ("$", 0, 1, 0)) for label in part.shown]
                 shown = next((net for net in nets if not net[0].startswith("$")), None)
                 self.names[state] = shown or (plain(name), 0, 1, 0)
-            self.cells.append(Cell(name, part.kind, {}, inputs, [state], source, None, part.pins))
+            self.cells.append(Cell(name, part.kind, {}, inputs, [state], source, None, part.pins, clock))
+
+    def _take_steps(self) -> None:
+        """Turn clocks into enables: an edge is a step in which the clock is another than in the step before."""
+        ones: dict[tuple[Bit, bool], Bit] = {}
+        store, mux = ("$ff", "$mux") if self.level == "word" else ("$_FF_", "$_MUX_")
+
+        def edge(clock: tuple[Bit, bool]) -> Bit:
+            bit, rising = clock
+            if isinstance(bit, str):
+                return "0"
+            if clock not in ones:
+                before, ones[clock] = self._new(2)
+                name = f"$edge${self.name_of([bit])}"
+                operands = {"A": [bit], "B": [before]} if rising else {"A": [before], "B": [bit]}
+                self.cells.append(Cell(name, store, {}, {"D": [bit]}, [before], initial=0, pins={}))
+                self.cells.append(Cell(name, "$_ANDNOT_", {}, operands, [int(ones[clock])], pins={}))
+            return ones[clock]
+
+        after: dict[Bit, Bit] = {}
+        for cell in self.cells:
+            for port in "AB" if not cell.is_flip_flop else "":
+                for bit, out in zip(cell.inputs.get(port, ()), cell.output, strict=False):
+                    if self.names.get(bit, ("",))[0].startswith(ASYNCHRONOUS):
+                        after[bit] = out
+        for cell in [cell for cell in self.cells if cell.clock is not None]:
+            assert cell.clock is not None
+            held = [self._held.get(bit, follow(bit, after)) for bit in cell.output]
+            operands, taken = {"A": held, "B": cell.inputs["D"], "S": [edge(cell.clock)]}, self._new(len(held))
+            data = cell.pin("D")
+            pins = {} if data is None else {"B": data}
+            self.cells.append(Cell(cell.name, mux, {}, operands, taken, cell.source, None, pins))
+            cell.inputs, cell.pins, cell.clock = {"D": list(taken)}, {"Q": "Q"}, None
+        for memory in self.memories:
+            for k, ((address, data, enable), clock) in enumerate(zip(memory.writes, memory.clocks, strict=True)):
+                gated = dict.fromkeys(enable)
+                for bit in gated:
+                    gated[bit] = self._new()[0]
+                    operands = {"A": [bit], "B": [edge(clock)]}
+                    self.cells.append(Cell(f"$edge${memory.name}", "$_AND_", {}, operands, [gated[bit]], pins={}))
+                memory.writes[k] = address, data, [gated[bit] for bit in enable]
 
     def _new(self, count: int = 1) -> list[int]:
         self._fresh -= count
@@ -257,11 +320,17 @@ class Module:
         parameters, connections = entry["parameters"], entry["connections"]
         width, words = _number(parameters["WIDTH"]), _number(parameters["SIZE"])
         address = _number(parameters["ABITS"])
-        if "1" in _digits(parameters["RD_CLK_ENABLE"]) or "0" in _digits(parameters["WR_CLK_ENABLE"]):
+        clocked = {
+            port: _digits(parameters[f"{port}_CLK_ENABLE"])[: _number(parameters[f"{port}_PORTS"])]
+            for port in ("RD", "WR")
+        }
+        if "1" in clocked["RD"] or "0" in clocked["WR"]:
             raise TargetError(f"{where}: memories must be read without and written with a clock; run memory_nordff")
-        for port in range(_number(parameters["WR_PORTS"])):
-            rising = int(_digits(parameters["WR_CLK_POLARITY"])[port])
-            self.clocks.setdefault((connections["WR_CLK"][port], rising), where)
+        clocks = [
+            (connections["WR_CLK"][port], _digits(parameters["WR_CLK_POLARITY"])[port] == "1")
+            for port in range(_number(parameters["WR_PORTS"]))
+        ]
+        self.clocks |= {clock: where for clock in clocks if clock not in self.clocks}
         image = _digits(parameters["INIT"]) if isinstance(parameters["INIT"], str) else ""
         image = image.replace("x", "0").replace("z", "0").ljust(width * words, "0")
         title = plain(str(parameters.get("MEMID", name)))
@@ -282,7 +351,7 @@ class Module:
             ]
             label = title if bits == width else f"{title}[{low + bits - 1}:{low}]"
             offset = _number(parameters.get("OFFSET", 0))
-            self.memories.append(Memory(label, words, bits, offset, initial, reads, writes))
+            self.memories.append(Memory(label, words, bits, offset, initial, reads, writes, clocks))
 
     def _index_drivers(self) -> None:
         self.drivers: dict[Bit, tuple] = {}
@@ -305,8 +374,17 @@ class Module:
                 drive(data, "memory", (i, k))
 
     def connect_children(self, modules: Mapping[str, Module]) -> None:
-        """Learn which connections of child instances are their outputs."""
+        """Learn which connections of child instances are their outputs, and which bits nothing drives."""
+        read = [bit for cell in self.cells for bits in cell.inputs.values() for bit in bits]
+        read += [bit for direction, bits in self.ports.values() if direction == "output" for bit in bits]
+        read += self.memory_bits()
         for name, (kind, connections) in self.children.items():
+            ports = modules[kind].ports if kind in modules else {}
+            inputs = {port: bits for port, (direction, bits) in ports.items() if direction == "input"}
+            for port, bits in inputs.items():
+                if port not in connections:
+                    connections[port] = self._new(len(bits))
+                read += connections[port]
             for port, bits in connections.items():
                 if port not in modules[kind].ports:
                     raise TargetError(f"{plain(self.name)}.{plain(name)}: {plain(kind)} has no port {port!r}")
@@ -314,6 +392,11 @@ class Module:
                     for i, bit in enumerate(bits):
                         if isinstance(bit, int):
                             self.drivers.setdefault(bit, ("child", (name, port), i))
+        store = "$ff" if self.level == "word" else "$_FF_"
+        for bit in dict.fromkeys(read):
+            if isinstance(bit, int) and bit not in self.drivers:
+                self.drivers[bit] = "state", len(self.cells), 0
+                self.cells.append(Cell("$undriven", store, {}, {"D": [bit]}, [bit], pins={}))
 
     def name_of(self, bits: Sequence[Bit]) -> str:
         """What the source calls these bits: ``acc``, or ``acc[7:0]`` for a part."""
@@ -509,6 +592,7 @@ class Slot:
         kind: ``input`` (of the design), ``net`` or ``state``.
         initial: the value at power-on where the source gives one.
         source: file and line.
+        struck: whether it can be a fault site.
     """
 
     name: str
@@ -517,6 +601,7 @@ class Slot:
     kind: str
     initial: int | None = None
     source: str = ""
+    struck: bool = True
 
 
 @dataclass(frozen=True)
@@ -596,23 +681,29 @@ class Design:
         inputs: for each input port of the top module, its pieces (slot, low bit in slot, bits, low bit in port).
         outputs: for each output port the same; slot −1 is a constant whose value is the low bit's number.
 
+        clock: the input that clocks all flip-flops, a step being one of its cycles; None where there is none, or where
+            clocks are inputs like others.
+        clocks: the inputs that clock, of a design with several clocks, with both edges of one, or with clocks that
+            logic computes: a step is then a row of the stimulus, in which the clocks are.
+
+    Args:
+        netlist: the design.
+        under_test: the instance that faults strike, where the rest of the design is a testbench around it.
+
     Raises:
-        TargetError: for combinational loops, several or derived clocks, tri-states and cells that cannot be simulated.
+        TargetError: for combinational loops, tri-states, cells that cannot be simulated, and unknown instances.
     """
 
-    def __init__(self, netlist: Netlist):
-        self.netlist = netlist
+    def __init__(self, netlist: Netlist, under_test: str | None = None):
+        self.netlist, self.under_test = netlist, under_test
         self.level: Level = netlist.level
-        library = {name: library_cell(cell) for name, cell in netlist.modules.items() if is_library_cell(cell)}
-        self.modules = {
-            name: Module(name, content, netlist.level, netlist.modules, library)
-            for name, content in netlist.modules.items()
-            if name not in library
-        }
-        for module in self.modules.values():
-            module.connect_children(self.modules)
-        self._instances: dict[str, tuple[Module, str | None, str]] = {}
-        self._walk("", netlist.top, None, "")
+        self.clocks: dict[str, str] = {}
+        self._read_modules(stepped=False)
+        if under_test is not None and under_test not in self._instances:
+            raise TargetError(f"under_test: no instance {under_test!r}{near(under_test, self._instances)}")
+        self.clock = self._find_clock()
+        if self.clocks:
+            self._read_modules(stepped=True)
         for fine in (False, True):
             try:
                 self._elaborate(fine)
@@ -621,6 +712,19 @@ class Design:
                     raise TargetError(f"combinational loop through {loop}") from None
             else:
                 break
+
+    def _read_modules(self, stepped: bool) -> None:
+        library = {name: library_cell(cell) for name, cell in self.netlist.modules.items() if is_library_cell(cell)}
+        own = {name: content for name, content in self.netlist.modules.items() if name not in library}
+        self.modules = {name: Module(name, content, self.level, own, library, stepped) for name, content in own.items()}
+        for module in self.modules.values():
+            module.connect_children(self.modules)
+        self._instances: dict[str, tuple[Module, str | None, str]] = {}
+        self._walk("", self.netlist.top, None, "")
+
+    def strikes(self, instance: str) -> bool:
+        """Whether faults can be in an instance: in the design under test, not in a testbench around it."""
+        return self.under_test is None or instance == self.under_test or instance.startswith(f"{self.under_test}.")
 
     def instances(self) -> Iterator[tuple[str, Module]]:
         """The path and the module of every instance; the top module's path is empty."""
@@ -650,7 +754,6 @@ class Design:
         for path, (module, _, _) in self._instances.items():
             self._make_slots(path, module)
         self._cut_inputs()
-        self._check_clock()
         for path, (module, _, _) in self._instances.items():
             for part in module.slices:
                 reads = tuple(self._read(path, module, source) for source in part.reads)
@@ -680,7 +783,9 @@ class Design:
         self._slot_of[key] = len(self.slots)
         full = f"{path}.{name}" if path else name
         kind = {"cell": "net"}.get(kind, kind)
-        self.slots.append(Slot(full, path, width, kind, cell.initial if cell else None, cell.source if cell else ""))
+        initial, source = (cell.initial, cell.source) if cell else (None, "")
+        struck = self.strikes(path) and (kind != "state" or cell is None or cell.pin("Q") is not None)
+        self.slots.append(Slot(full, path, width, kind, initial, source, struck))
 
     def _cut_inputs(self) -> None:
         """Slots for the design's inputs, cut where those who read them cut them, if they agree."""
@@ -707,7 +812,7 @@ class Design:
                 self.inputs[port].append((len(self.slots), 0, high - low, low))
                 for i in range(low, high):
                     self._input_slot[port, i] = (len(self.slots), i - low)
-                self.slots.append(Slot(name, "", high - low, "input"))
+                self.slots.append(Slot(name, "", high - low, "input", struck=self.strikes("")))
 
     def origin(self, path: str, bit: Bit) -> tuple | None:
         """The driver of a bit: ``("port", name, i)`` of the design, or ``(path, …)`` of an instance; None: constant."""
@@ -792,24 +897,62 @@ class Design:
         flat.writes = [(words(address), words(data), words(enable)) for address, data, enable in memory.writes]
         self.memories.append(flat)
 
-    def _check_clock(self) -> None:
-        found: dict[tuple[str, int], str] = {}
+    def _find_clock(self) -> str | None:
+        """The one clock; where there is not just one edge of one input, all inputs that clock are in ``clocks``."""
+        found: dict[tuple[str, int, bool], str] = {}
+        computed: dict[str, str] = {}
+        tree: set[tuple[str, int]] = set()
         for path, (module, _, _) in self._instances.items():
             for (bit, rising), where in module.clocks.items():
-                origin = self.origin(path, bit)
-                if origin is None or origin[0] != "port":
+                origin, rising = self._clock_origin(path, bit, rising, tree)
+                if origin is not None and origin[0] == "port" and len(origin) == 3:
+                    found.setdefault((origin[1], origin[2], rising), where)
+                else:
                     name = module.name_of([bit])
-                    raise TargetError(
-                        f"{where}: its clock {f'{path}.' * bool(path)}{name} is computed by logic; a clock must be an "
-                        "input of the design (turn clock gates into enables)"
-                    )
-                found.setdefault((origin[1], rising), where)
-        if len({port for port, _ in found}) > 1:
-            ports = ", ".join(sorted({port for port, _ in found}))
-            raise TargetError(f"clocks: {ports}: a design must have a single clock")
-        if len(found) > 1:
-            raise TargetError("clocks: flip-flops of both clock edges: " + "; ".join(found.values()))
-        self.clock: str | None = next((port for port, _ in found), None)
+                    computed.setdefault(f"{path}.{name}" if path else name, where)
+        for path, i in tree:
+            self._instances[path][0].cells[i].pins = {}
+        port, bit, _ = next(iter(found), ("", 0, True))
+        if len(found) == 1 and not computed and not self._is_data(port, bit, tree):
+            return port
+        if found or computed:
+            self.clocks = {name: where for (name, _, _), where in found.items()}
+            self.clocks |= {} if found else computed
+        return None
+
+    def _clock_origin(self, path: str, bit: Bit, rising: bool, tree: set[tuple[str, int]]) -> tuple[tuple | None, bool]:
+        """Where a clock comes from, before the buffers and inverters of its tree, and its edge there."""
+        while True:
+            origin = self.origin(path, bit)
+            if origin is None or len(origin) != 4 or origin[1] != "cell":
+                return origin, rising
+            path, _, i, position = origin
+            cell = self._instances[path][0].cells[i]
+            if cell.kind not in ("$not", "$pos", "$_NOT_", "$_BUF_") or position >= len(cell.inputs["A"]):
+                return origin, rising
+            tree.add((path, i))
+            rising ^= cell.kind in ("$not", "$_NOT_")
+            bit = cell.inputs["A"][position]
+
+    def _is_data(self, port: str, bit: int, tree: set[tuple[str, int]]) -> bool:
+        """Whether something else than clocks of flip-flops reads the clock."""
+        clocked: dict[str, set[Bit]] = {}
+        for path, (module, parent, name) in self._instances.items():
+            if parent is None:
+                mine: set[Bit] = {module.ports[port][1][bit]}
+            else:
+                outer, inner = self._instances[parent][0].children[name][1], module.ports
+                given = [(inner[p][1], bits) for p, bits in outer.items() if inner[p][0] == "input"]
+                pairs = [pair for own, bits in given for pair in zip(own, bits, strict=False)]
+                mine = {own for own, bit in pairs if bit in clocked[parent]}
+            mine |= {out for i, cell in enumerate(module.cells) if (path, i) in tree for out in cell.output}
+            clocked[path] = mine
+            cells = [cell for i, cell in enumerate(module.cells) if (path, i) not in tree]
+            read = {bit for cell in cells for bits in cell.inputs.values() for bit in bits} | {*module.memory_bits()}
+            shown = self.output_bits() if parent is None else []
+            if mine.intersection(read) or mine.intersection(shown):
+                return True
+        return False
 
     def _ordered(self, nodes: list) -> list:
         writer = {slot: i for i, node in enumerate(nodes) for slot in node.writes if self.slots[slot].kind == "net"}

@@ -184,6 +184,12 @@ class Simulator:
     def _inputs(self, stimulus: Stimulus, runs: NDArray[np.int64]) -> NDArray[np.uint8]:
         """[cycles, bytes]: the lanes of each input slot, one slot after the other."""
         ports, level = self.design.inputs, self.design.level
+        for name, where in self.design.clocks.items():
+            if name in ports and name not in stimulus.inputs:
+                raise TargetError(
+                    f"stimulus: {name} clocks {where}; in a design with several clocks or edges, or with logic on its "
+                    "clock, clocks are inputs like others: drive them, a row for each step in which one changes"
+                )
         for name in stimulus.inputs:
             if name not in ports or name == self.design.clock:
                 known = [port for port in ports if port != self.design.clock]

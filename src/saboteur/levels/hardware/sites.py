@@ -142,7 +142,7 @@ class Sites:
         ``(instance, cell, port)``, ``(None, input port, bit)``, or ``(instance, "memory", (memory, port), bit)``.
         """
         found: dict[tuple, tuple[NDArray, str]] = {}
-        for port, pieces in self._design.inputs.items():
+        for port, pieces in self._design.inputs.items() if self._design.strikes("") else ():
             for slot, _, bits, low in pieces:
                 for k in range(bits):
                     found[None, port, low + k] = (_places("slot", [slot])[0], self._design.slots[slot].name)
@@ -153,7 +153,7 @@ class Sites:
         for node in self._design.nodes:
             if isinstance(node, Node):
                 for slot in node.writes:
-                    if self._design.slots[slot].kind == "state":
+                    if self._design.slots[slot].kind == "state" and self._design.slots[slot].struck:
                         cell = node.slice.writes[node.writes.index(slot)][1]
                         place = _places("slot", [slot])[0]
                         found[node.instance, cell, "Q"] = (place, self._design.slots[slot].name)
@@ -162,7 +162,7 @@ class Sites:
     def _slots(self, of: str, kind: Kind) -> Iterator[Group]:
         registers: dict[tuple[str, str, int], list[tuple[int, int]]] = {}
         for i, slot in enumerate(self._design.slots):
-            if slot.kind != of or slot.name == self._design.clock:
+            if slot.kind != of or slot.name == self._design.clock or not slot.struck:
                 continue
             bit = _BIT.match(slot.name) if slot.width == 1 else None
             name, k = (bit[1], int(bit[2])) if bit else (slot.name, 0)
@@ -180,6 +180,8 @@ class Sites:
 
     def _memories(self) -> Iterator[Group]:
         for i, memory in enumerate(self._design.memories):
+            if not self._design.strikes(memory.instance):
+                continue
             places = _places("memory", [i] * memory.words)
             places["word"] = np.arange(memory.words)
             names = tuple(f"{memory.name}[{k + memory.offset}]" for k in range(memory.words))
@@ -189,6 +191,8 @@ class Sites:
         compiled, level = self._simulator.compiled, self._design.level
         found: dict[tuple[str, int], list[tuple[int, int, str, tuple]]] = {}
         for n, node in enumerate(self._design.nodes):
+            if isinstance(node, Node | MemoryRead) and not self._design.strikes(node.instance):
+                continue
             if isinstance(node, MemoryRead) and kind == "nets":
                 offset = 0
                 for k, slot in enumerate(self._design.slots[slot] for slot in node.data):

@@ -97,6 +97,11 @@ class HardwareTarget(TargetSpec):
     liberty: tuple[str, ...] = Field(
         default=(), description="gate level: Liberty files of the cells to map to, or of which the sources are made"
     )
+    under_test: str | None = Field(
+        default=None,
+        description="the instance in top that is the design, and that alone faults strike; the rest of top is a "
+        "synthesisable testbench that answers it",
+    )
     stimulus: str | None = None
     memories: dict[str, str] = Field(default_factory=dict, description="$readmemh files by memory")
     outputs: tuple[str | OutputPort, ...] = ()

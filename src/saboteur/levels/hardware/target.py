@@ -64,6 +64,7 @@ class DesignTarget(Target):
         labels: the true class of each run, where known.
         answer: how the outputs are read.
         first_cycle: faults begin in this cycle or later.
+        under_test: the instance that faults strike, where the rest of the design is a testbench around it.
         resources: of the campaign.
 
     Raises:
@@ -78,6 +79,7 @@ class DesignTarget(Target):
         labels: NDArray[np.int64] | None = None,
         answer: OutputKind = "values",
         first_cycle: int = 0,
+        under_test: str | None = None,
         resources: Resources = Resources(),  # noqa: B008
     ):
         if first_cycle >= stimulus.cycles:
@@ -87,7 +89,7 @@ class DesignTarget(Target):
         self._answer: OutputKind = answer
         self._resources = resources
         self._traces: dict[int, NDArray] = {}
-        self.simulator = Simulator(Design(netlist))
+        self.simulator = Simulator(Design(netlist, under_test))
         if self._trace_bytes > resources.memory_bytes:
             needed, budget = self._trace_bytes >> 20, resources.memory_bytes >> 20
             raise TargetError(
@@ -111,7 +113,8 @@ class DesignTarget(Target):
         bench = loading.load(spec)
         answer: OutputKind = "logits" if spec.network else spec.answer
         first = spec.first_cycle or int(spec.network is not None or spec.array is not None)
-        return cls(bench.netlist, bench.stimulus, bench.observation, bench.labels, answer, first, resources)
+        given = (bench.netlist, bench.stimulus, bench.observation, bench.labels, answer, first, spec.under_test)
+        return cls(*given, resources)
 
     @cached_property
     def fingerprint(self) -> str:  # type: ignore[override]
@@ -156,7 +159,8 @@ class DesignTarget(Target):
         name = self.simulator.design.slots[int(self.observer.slots[column])].name
         raise TargetError(
             f"golden run: {name} is unknown (X) in cycle {cycle}: it depends on a register that nothing has "
-            "initialised; reset the design, and set first_cycle to the first cycle in which the outputs are defined"
+            "initialised, or on a net that nothing drives; reset the design, and set first_cycle to the first cycle in "
+            "which the outputs are defined"
         )
 
     def _run(self, runs: NDArray[np.int64], initial: NDArray | None) -> NDArray:
@@ -230,6 +234,9 @@ class DesignTarget(Target):
         if spec.where == "pins" and getattr(spec.model, "way", "apply") != "apply":
             raise FaultError(f"model: {spec.model.kind}: on nets only; a pin's old value is its net's")
         known = {group.instance for group in groups.values()}
+        if not known:
+            within = self.simulator.design.under_test
+            raise FaultError(f"where: {within or 'the design'} has no {spec.where} that faults can strike")
         for pattern in spec.instances:
             if not any(fnmatchcase(name, _literal(pattern)) for name in known):
                 raise FaultError(f"instances: none matches {pattern!r}{near(pattern, known)}")
