@@ -137,14 +137,24 @@ class _Effects:
 
 @dataclass(frozen=True)
 class _Elements:
-    """Elements of a layer that faulty hardware gives another sum for; columns in order of pair."""
+    """Elements of a layer's output that faulty hardware gives another sum for, as columns."""
 
     pair: NDArray[np.int64]
-    row: NDArray[np.int64]
-    column: NDArray[np.int64]
-    delta: NDArray[np.int64]
     position: NDArray[np.int64]
     value: NDArray[np.int8]
+
+    @classmethod
+    def joined(cls, parts: Sequence[_Elements]) -> _Elements:
+        """All of them, in order of pair."""
+        none = cls(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.int8))
+        whole = cls(
+            *(
+                np.concatenate([getattr(part, column) for part in (none, *parts)])
+                for column in ("pair", "position", "value")
+            )
+        )
+        order = np.argsort(whole.pair, kind="stable")
+        return cls(whole.pair[order], whole.position[order], whole.value[order])
 
 
 class AcceleratorTarget(Target):
@@ -379,7 +389,9 @@ class AcceleratorTarget(Target):
 
     def _batches(self, inputs: NDArray[np.int64]) -> Iterator[slice]:
         each = _BYTES_AN_OPERAND * max(layer.m * layer.k + layer.k * layer.n for layer in self.layers)
-        step = min(_PAIRS_AT_ONCE, self._golden_values.slots, max(1, self._resources.memory_bytes // 4 // each))
+        step = min(_PAIRS_AT_ONCE, max(1, self._resources.memory_bytes // 4 // each))
+        if self._golden_values.slots < self._runner.inputs:
+            step = min(step, self._golden_values.slots)
         for begin in range(0, len(inputs), step):
             yield slice(begin, begin + step)
 
@@ -414,15 +426,13 @@ class AcceleratorTarget(Target):
             for number in self._by_call[call]:
                 rows, _ = effects.of_layer(number, self.simulator.cycles(self.mappings[number]))
                 parts.append(self._elements(number, rows, slot, moved, arguments))
-            pair, position, value = (
-                np.concatenate([getattr(part, column) for part in parts]) for column in ("pair", "position", "value")
-            )
+            found = _Elements.joined(parts)
             if stages is not None:
-                wrong = value != self._network.results(self._golden_values, call)[slot[pair], position]
-                stages[pair] = np.maximum(stages[pair], 1)
-                reached = pair[wrong | moved[pair]]
+                golden = self._network.results(self._golden_values, call)[slot[found.pair], found.position]
+                stages[found.pair] = np.maximum(stages[found.pair], 1)
+                reached = found.pair[(found.value != golden) | moved[found.pair]]
                 stages[reached] = np.maximum(stages[reached], 2)
-            return Changes.of(len(slot), pair, position, value)
+            return Changes.of(len(slot), found.pair, found.position, found.value)
 
         return act
 
@@ -443,26 +453,64 @@ class AcceleratorTarget(Target):
             moved: [pairs], whether the layer's arguments are others than these.
             arguments: gives them.
         """
-        layer, mapping, golden = self.layers[number], self.mappings[number], self._golden_values
-        pairs, fault = np.unique(rows["fault"], return_inverse=True)
-        clean, dirty = pairs[~moved[pairs]], pairs[moved[pairs]]
-        slots, image_of_clean = np.unique(slot[clean], return_inverse=True)
-        image = np.empty(len(pairs), np.int64)
-        image[~moved[pairs]] = image_of_clean
-        image[moved[pairs]] = len(slots) + np.arange(len(dirty))
-        tensors = self._network.arguments(golden, Call(layer.path, layer.call), slots)
+        layer, faulty = self.layers[number], np.unique(rows["fault"])
+        clean, dirty = faulty[~moved[faulty]], faulty[moved[faulty]]
+        parts = []
+        if len(clean) and self._keeps_operands and layer.shares_b:
+            operands = self._kept_operands(number, slot[clean])
+            parts.append(self._simulated(number, rows, clean, slot[clean], (), *operands))
+        elif len(clean):
+            slots, image = np.unique(slot[clean], return_inverse=True)
+            tensors = self._network.arguments(self._golden_values, Call(layer.path, layer.call), slots)
+            parts.append(self._simulated(number, rows, clean, image, tensors, *layer.operands(tensors)))
         if len(dirty) and arguments is not None:
-            tensors = tuple(torch.cat(both) for both in zip(tensors, arguments(dirty), strict=True))
-        rows = rows.copy()
-        rows["fault"] = fault
-        a, b = layer.operands(tensors)
-        found = self.simulator.errors(mapping, a, b, image, rows)
+            tensors = arguments(dirty)
+            parts.append(self._simulated(number, rows, dirty, np.arange(len(dirty)), tensors, *layer.operands(tensors)))
+        return _Elements.joined(parts)
+
+    def _simulated(
+        self,
+        number: int,
+        rows: NDArray,
+        pairs: NDArray[np.int64],
+        image: NDArray[np.int64],
+        tensors: Sequence[Tensor],
+        a: NDArray[np.int8],
+        b: NDArray[np.int8],
+    ) -> _Elements:
+        """What the faults of some ``pairs``, each with an ``image`` of the operands a and b, make of a layer."""
+        layer = self.layers[number]
+        rows = rows[np.isin(rows["fault"], pairs)]
+        rows["fault"] = np.searchsorted(pairs, rows["fault"])
+        found = self.simulator.errors(self.mappings[number], a, b, image, rows)
         of = image[found.fault]
-        value = layer.finish(
-            tensors, of, found.row, found.column, _products(a, b, of, found.row, found.column) + found.delta
-        )
-        position = layer.position(found.row, found.column)
-        return _Elements(pairs[found.fault], found.row, found.column, found.delta, position, value)
+        products = _products(a, b, of, found.row, found.column) + found.delta
+        value = layer.finish(tensors, of, found.row, found.column, products)
+        return _Elements(pairs[found.fault], layer.position(found.row, found.column), value)
+
+    @cached_property
+    def _keeps_operands(self) -> bool:
+        """Whether there is memory for the operands of all inputs beside the golden values."""
+        each = self._network.bytes_each + sum(layer.m * layer.k for layer in self.layers)
+        return each * self._runner.inputs <= self._resources.memory_bytes // 2
+
+    def _kept_operands(self, number: int, slots: NDArray[np.int64]) -> tuple[NDArray[np.int8], NDArray[np.int8]]:
+        """The fault-free operands of a layer by slot, there at least for ``slots``."""
+        layer = self.layers[number]
+        if number not in self._operands:
+            golden = self._golden_values
+            kept = np.empty((golden.slots, layer.m, layer.k), np.int8)
+            self._operands[number] = kept, np.zeros(golden.slots, bool)
+        kept, there = self._operands[number]
+        missing = np.unique(slots[~there[slots]])
+        tensors = self._network.arguments(self._golden_values, Call(layer.path, layer.call), missing)
+        a, b = layer.operands(tensors)
+        kept[missing], there[missing] = a, True
+        return kept, b
+
+    @cached_property
+    def _operands(self) -> dict[int, tuple[NDArray[np.int8], NDArray[np.bool_]]]:
+        return {}
 
     # -- plain ------------------------------------------------------------------------------------------------
 
