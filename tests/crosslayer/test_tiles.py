@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from saboteur.errors import FaultError, TargetError
@@ -188,7 +188,7 @@ def test_faults_of_several_rows_and_any_length(dataflow: str) -> None:
     same(array.errors(mapping, a, b, image, rows), plain)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=25, deadline=None)
 @given(data=st.data())
 def test_any_layer_on_any_array(data: st.DataObject) -> None:
     dataflow = data.draw(st.sampled_from(sorted(ARRAYS)))
@@ -228,7 +228,7 @@ def test_what_does_not_fit_is_named() -> None:
     with pytest.raises(TargetError, match="operands: B is for 2 images, A for 3"):
         array.errors(mapping, a, np.repeat(b, 2, axis=0), image, rows)
     with pytest.raises(FaultError, match="image: from 0 to 3; there are 3 images"):
-        array.errors(mapping, a, b, image + [0, 3], rows)
+        array.errors(mapping, a, b, np.array([0, 3]), rows)
     with pytest.raises(FaultError, match="rows: fault: from 0 to 1; image has 1"):
         array.errors(mapping, a, b, image[:1], rows)
     with pytest.raises(TargetError, match="weight_stationary on 3 × 2; the array is output_stationary"):

@@ -133,8 +133,8 @@ class Schedule:
         flush: cycles from the end of the last period to the end of the stream.
         spill: how many periods after its own a tile is still at work.
         fields: operand lanes: (port, lowest bit); each is ``data_width`` bits.
-        back: int32 [interval, fields]: how many periods before this one the tile begins whose word is shown; −1 where the
-            field shows no operand.
+        back: int32 [interval, fields]: how many periods before this one the tile begins whose word is shown; −1 where
+            the field shows no operand.
         word: int32 [interval, fields]: which word: flat index into A, then B.
         due: int64 [m · n]: in which cycle since the tile's start an element of C is read.
         due_at: for each element of C the output lane: (port, lowest bit); each is ``acc_width`` bits.
@@ -267,8 +267,8 @@ class _Probe:
             for port, values in given.items():
                 if self.inputs[port] % width and not np.array_equal(values, idle[port]):
                     raise TargetError(
-                        f"array: stimulus: {port} has operands on its {self.inputs[port]} bits, which are not a whole number "
-                        f"of lanes of data_width = {width} bits"
+                        f"array: stimulus: {port} has operands on its {self.inputs[port]} bits, which are not a whole "
+                        f"number of lanes of data_width = {width} bits"
                     )
             lanes = self.lanes(given)[1]
             moves |= lanes != baseline
@@ -300,8 +300,8 @@ class _Probe:
         due = cycle - self.interval * np.arange(tiles)[:, None]
         if (due != due[0]).any() or (place != place[0]).any() or (due[0] < 0).any() or (cycle >= cycles).any():
             raise TargetError(
-                "array: result: every element of C must be read as it is, from a lane of acc_width bits of an output port, in "
-                "a cycle that is fixed from the start of its tile"
+                "array: result: every element of C must be read as it is, from a lane of acc_width bits of an output "
+                "port, in a cycle that is fixed from the start of its tile"
             )
         return due[0], tuple(places[at] for at in place[0])
 
@@ -345,8 +345,8 @@ class _Probe:
             if not np.array_equal(expected, values):
                 bad = int(np.flatnonzero(expected != values)[0])
                 raise TargetError(
-                    f"array: stimulus: {port} in cycle {bad} of a stream of {tiles} tiles is not what a shorter stream lets "
-                    "expect; every period must be like the others, whatever the operands are"
+                    f"array: stimulus: {port} in cycle {bad} of a stream of {tiles} tiles is not what a shorter stream "
+                    "lets expect; every period must be like the others, whatever the operands are"
                 )
         lanes = {place: k for k, place in enumerate(dict.fromkeys(self._result_lanes()))}
         outputs = generator.integers(-(1 << 62), 1 << 62, (len(cycle), len(lanes)))

@@ -1,17 +1,18 @@
 """What faults in an array leave in the sums of a layer.
 
-A layer's tiles go through the array one after the other, one a *period* (:class:`~saboteur.levels.crosslayer.arrays.Schedule`).
-Only the *window* of a fault is simulated: from the cycle of the fault, or a few before it, until its period and what the
-array still owes of it are over. The state at its beginning comes from a fault-free run that begins as many periods
-earlier as the array remembers, which is tried out. A machine whose state differs from the fault-free run's at the end
-of its window goes on, period by period, until it does not. Faults that last longer than a window run through the whole
-stream. Every result that differs is an error: nothing is approximate.
+A layer's tiles go through the array one after the other, one a *period* (:class:`.arrays.Schedule`). Only the *window*
+of a fault is simulated: from the cycle of the fault, or a few before it, until its period and what the array still owes of
+it are over. The state at its beginning comes from a fault-free run that begins as many periods earlier as the array
+remembers, which is tried out. A machine whose state differs from the fault-free run's at the end of its window goes on,
+period by period, until it does not. Faults that last longer than a window run through the whole stream. Every result
+that differs is an error: nothing is approximate.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -470,7 +471,7 @@ class _Stream:
         order = np.lexsort((rows["on"], chunk))
         rows, chunk = rows[order], chunk[order]
         bounds = np.searchsorted(chunk, np.arange(-(-len(faults) // self._lanes) + 1))
-        return [rows[low:high] for low, high in zip(bounds[:-1], bounds[1:], strict=True)]
+        return [rows[low:high] for low, high in pairwise(bounds.tolist())]
 
     def _elements(
         self,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from saboteur.levels.hardware.compile import lane_bytes
 from saboteur.levels.hardware.simulate import ROW, Simulator
 
+Integers = NDArray[np.integer[Any]]
 WIRE = np.dtype([(name, "i4") for name in ("slot", "shift", "low", "whole")] + [("ones", "u8")])
 PATCH = np.dtype([("input", "i4"), ("unused", "i4"), ("value", "u8")])
 PIECE = np.dtype([(name, "i4") for name in ("low", "to", "back", "row", "column", "unused")] + [("ones", "u8")])
@@ -74,20 +76,20 @@ class Layer:
     Attributes:
         a: [images, blocks, a_words]: the words of A in a tile, one after the other.
         b: [images or 1, blocks, words − a_words]: those of B.
-        a_block: int32 [tiles]: which block of A a tile has.
-        b_block: int32 [tiles].
-        first_row: int32 [tiles]: where its block of C begins.
-        first_column: int32 [tiles].
+        a_block: [tiles]: which block of A a tile has.
+        b_block: [tiles].
+        first_row: [tiles]: where its block of C begins.
+        first_column: [tiles].
         rows: of C.
         columns: of C.
     """
 
     a: NDArray
     b: NDArray
-    a_block: NDArray[np.int32]
-    b_block: NDArray[np.int32]
-    first_row: NDArray[np.int32]
-    first_column: NDArray[np.int32]
+    a_block: Integers
+    b_block: Integers
+    first_row: Integers
+    first_column: Integers
     rows: int
     columns: int
 
@@ -97,38 +99,38 @@ class Chunk:
     """Machines that run side by side from one phase on.
 
     Attributes:
-        image: int32 [lanes].
-        period: int32 [lanes]: the period in which each begins.
+        image: [lanes].
+        period: [lanes]: the period in which each begins.
         first: the phase in which all begin.
         cycles: for how long they run.
         start: [states, words] states to begin with.
-        start_of: int64 [lanes]: which of them.
+        start_of: [lanes]: which of them.
         rows: of dtype ROW, in order of ``on``; ``fault`` is the lane; cycles count from the beginning of the window.
         snapshots: of dtype SNAPSHOT, in order of ``cycle``: which states are put into ``states``.
         states: [to, words].
         kept: [rows, keeps]: results are put here, a row a period; the lane's first is row ``kept_of[lane]``.
         golden: [rows, keeps]: results are compared with these.
-        kept_of: int64 [lanes].
+        kept_of: [lanes].
         sums: uint64 [rows, columns, lanes of the simulator]: elements of C are added up here.
         end: [states, words]: states to compare with at the end.
-        end_of: int64 [lanes]: which of them; −1 for none.
+        end_of: [lanes]: which of them; −1 for none.
     """
 
-    image: NDArray[np.int32]
-    period: NDArray[np.int32]
+    image: Integers
+    period: Integers
     first: int
     cycles: int
     start: NDArray
-    start_of: NDArray[np.int64]
+    start_of: Integers
     rows: NDArray = field(default_factory=lambda: np.zeros(0, ROW))
     snapshots: NDArray = field(default_factory=lambda: np.zeros(0, SNAPSHOT))
     states: NDArray | None = None
     kept: NDArray | None = None
     golden: NDArray | None = None
-    kept_of: NDArray[np.int64] | None = None
+    kept_of: Integers | None = None
     sums: NDArray[np.uint64] | None = None
     end: NDArray | None = None
-    end_of: NDArray[np.int64] | None = None
+    end_of: Integers | None = None
 
 
 class Windows:
@@ -221,7 +223,7 @@ class Windows:
 
         Returns:
             What differs from ``golden``, of dtype DIFFERENCE (``fault`` is the lane, ``cycle`` the period since the
-            lane's first, ``output`` the keep); and for which lanes the state at the end differs from ``end``. Their states
+            lane's first, ``output`` the keep); for which lanes the state at the end differs from ``end``. Their states
             are put into ``states[lane]``; then there are no snapshots.
         """
         simulator, lanes = self._simulator, len(chunk.image)
@@ -236,10 +238,10 @@ class Windows:
             "state": chunk.states,
             "kept": chunk.kept,
             "golden": chunk.golden,
-            "kept_of": chunk.kept_of,
+            "kept_of": None if chunk.kept_of is None else np.ascontiguousarray(chunk.kept_of, np.int64),
             "sums": chunk.sums,
             "end": chunk.end,
-            "end_of": chunk.end_of,
+            "end_of": None if chunk.end_of is None else np.ascontiguousarray(chunk.end_of, np.int64),
             "differs": differs,
         }
         given = _Chunk(lanes, chunk.first, chunk.cycles, len(chunk.rows), len(chunk.snapshots))
