@@ -1,8 +1,8 @@
 """The hardware level against Verilator simulating one faulty machine at a time.
 
 Verilator runs the same design on the same stimulus from reset, compiled with -O3 for this processor. It is charged
-for no injection, no comparison and no checkpoint: it only runs, so that every ratio errs in its favour. All times
-are CPU seconds of one core.
+for no injection, no comparison and no checkpoint: it only runs, so that every ratio errs in its favour. Before it is
+timed, the outputs of its run are compared with ours, bit by bit in every cycle. All times are CPU seconds of one core.
 """
 
 from __future__ import annotations
@@ -12,23 +12,28 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks import _mesh
 from saboteur.campaign.target import Resources
 from saboteur.faults import BitFlip
 from saboteur.levels.hardware import designs
 from saboteur.levels.hardware.collapse import collapse
-from saboteur.levels.hardware.importing import write_verilog
+from saboteur.levels.hardware.importing import read_verilog, write_verilog
+from saboteur.levels.hardware.simulate import Stimulus
 from saboteur.levels.hardware.spec import HardwareFault, HardwareTarget
 from saboteur.levels.hardware.target import DesignTarget
+from saboteur.levels.hardware.testbench import Observation, Observed
 from saboteur.testing.targets import draw_faults
 
 Row = dict[str, object]
 
 _FAULTS = 20_000
+_PRIME = 0x100000001B3
 _HARNESS = """
 #include "V{top}.h"
 #include "verilated.h"
@@ -40,19 +45,28 @@ _HARNESS = """
 int main() {{
     Verilated::randReset(0);
     V{top} *m = new V{top};
-    uint64_t sum = 0;
+    uint64_t sum = 0, digest = 0;
+    for (int t = 0; t < {cycles}; t++) {{
+        {apply}
+        m->{clock} = 0; m->eval();
+        {look}
+        m->{clock} = 1; m->eval();
+    }}
+    delete m;
+    m = new V{top};
     std::clock_t begin = std::clock();
     long runs = 0;
     do {{
         for (int t = 0; t < {cycles}; t++) {{
             {apply}
-            m->clk = 0; m->eval();
+            m->{clock} = 0; m->eval();
             sum += {output};
-            m->clk = 1; m->eval();
+            m->{clock} = 1; m->eval();
         }}
         runs++;
     }} while (std::clock() - begin < {seconds} * CLOCKS_PER_SEC);
-    std::printf("%ld %f %llu\\n", runs, double(std::clock() - begin) / CLOCKS_PER_SEC, (unsigned long long)sum);
+    double seconds = double(std::clock() - begin) / CLOCKS_PER_SEC;
+    std::printf("%ld %f %llu %llu\\n", runs, seconds, (unsigned long long)digest, (unsigned long long)sum);
 }}
 """
 
@@ -74,7 +88,7 @@ def word(full: bool = False) -> list[Row]:
                 "hardware.word", f"{where}: upsets, list to outcomes", answered, "faults/s", _divided(reference, cycles)
             ),
         ]
-    return rows + _network()
+    return rows + _wide_mesh(16 if full else 8) + _network()
 
 
 def gate(full: bool = False) -> list[Row]:
@@ -158,6 +172,31 @@ def _stuck_at(target: DesignTarget, runs: int) -> tuple[float, int, float]:
     return len(rows) * target.stimulus.cycles * runs / seconds, len(rows), seconds
 
 
+def _wide_mesh(size: int) -> list[Row]:
+    """A mesh as CIRCT writes it, on random operands and controls."""
+    name, label = "hardware.word", f"{size}x{size} mesh of CIRCT: faulty cycles simulated"
+    if find_spec("circt") is None:
+        return [_row(name, f"{label} (not measured: pip install circt)", float("nan"), "cycles/s")]
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder, "mesh.sv")
+        source.write_text(_mesh.verilog(size))
+        cycles = 256
+        drawn = np.random.default_rng(0)
+        inputs = {
+            port: drawn.integers(0, 1 << bits, (1, cycles), np.uint64) for port, bits in _mesh.ports(size).items()
+        }
+        for k in range(size):
+            inputs[f"in_shift_{k}"] %= np.uint64(12)
+            inputs[f"in_valid_{k}"][:] = drawn.random(cycles) < 0.9
+        inputs["reset"] = (np.arange(cycles) < 2).astype(np.uint64)[None]
+        observation = Observation(tuple(map(Observed, _mesh.outputs(size))), strobe=np.arange(cycles) >= 8 * size)
+        netlist = read_verilog([source], "Mesh")
+        target = DesignTarget(netlist, Stimulus(inputs), observation, first_cycle=2)
+        target.golden()
+        reference = _verilator(target, [source], {})
+    return [_row(name, label, _plain_cycles(target), "cycles/s", reference)]
+
+
 def _network() -> list[Row]:
     """A LeNet-style CNN of seven layers, end to end at register-transfer level."""
     begin = time.process_time()
@@ -185,7 +224,11 @@ def _network() -> list[Row]:
 
 
 def _verilator(target: DesignTarget, sources: Sequence[Path], parameters: Mapping[str, int]) -> float | None:
-    """Cycles a second of one machine; None where Verilator is not installed."""
+    """Cycles a second of one machine; None where Verilator is not installed.
+
+    Raises:
+        AssertionError: when any output differs from ours in any cycle.
+    """
     if shutil.which("verilator") is None:
         return None
     top = target.netlist.top if not parameters else "output_stationary"
@@ -197,7 +240,8 @@ def _verilator(target: DesignTarget, sources: Sequence[Path], parameters: Mappin
         command += ["-CFLAGS", "-O3 -march=native", "-o", "run", *(f"-G{k}={v}" for k, v in parameters.items())]
         subprocess.run([*command, *map(str, sources), str(harness)], check=True, capture_output=True)
         run = subprocess.run([str(Path(folder, "run"))], check=True, capture_output=True, text=True)
-    runs, seconds, _ = run.stdout.split()
+    runs, seconds, digest, _ = run.stdout.split()
+    assert int(digest) == _digest(target), "Verilator's outputs differ from ours"
     return int(runs) * target.stimulus.cycles / float(seconds)
 
 
@@ -215,16 +259,39 @@ def _harness(target: DesignTarget, top: str, seconds: float) -> str:
             apply.append(f"m->{port} = {port}_at[t][0] | (uint64_t){port}_at[t][1] << 32;")
         else:
             apply += [f"m->{port}[{k}] = {port}_at[t][{k}];" for k in range(words.shape[1])]
+    look = []
+    for port, pieces in design.outputs.items():
+        width = sum(bits for _, _, bits, _ in pieces)
+        if width > 64:
+            words = [f"m->{port}[{k}]" for k in range((width + 31) // 32)]
+        else:
+            words = [f"(uint32_t)m->{port}", f"(uint32_t)((uint64_t)m->{port} >> 32)"][: (width + 31) // 32]
+        look += [f"digest = (digest ^ {word}) * {_PRIME}ull;" for word in words]
     observed = target.observer.ports[0]
     wide = sum(bits for _, _, bits, _ in design.outputs[observed]) > 64
     return _HARNESS.format(
         top=top,
         data="\n".join(data),
         apply=" ".join(apply),
+        look=" ".join(look),
+        clock=design.clock,
         cycles=target.stimulus.cycles,
         output=f"m->{observed}{'[0]' * wide}",
         seconds=seconds,
     )
+
+
+def _digest(target: DesignTarget) -> int:
+    """What the harness makes of all outputs of the first run."""
+    trace, simulator = target.golden_trace(0)[:-1], target.simulator
+    columns = [
+        _words(simulator.read(trace, pieces), sum(bits for _, _, bits, _ in pieces))
+        for pieces in simulator.design.outputs.values()
+    ]
+    digest = 0
+    for word in np.concatenate(columns, axis=1).ravel().tolist():
+        digest = ((digest ^ word) * _PRIME) & 0xFFFFFFFFFFFFFFFF
+    return digest
 
 
 def _words(values: NDArray, width: int) -> NDArray[np.uint32]:
