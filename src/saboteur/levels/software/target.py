@@ -25,7 +25,7 @@ from saboteur.levels.software import error_models, injection, tracing
 from saboteur.levels.software.emulation import native_format, raw_view
 from saboteur.levels.software.engine.exact import ExactEngine
 from saboteur.levels.software.engine.screening import Screen
-from saboteur.levels.software.engine.screening_slopes import HEADROOM
+from saboteur.levels.software.engine.screening_slopes import RULE
 from saboteur.levels.software.flow import named_modules
 from saboteur.levels.software.memory import Memory, memories
 from saboteur.levels.software.representation import activations_in, weights_in
@@ -91,7 +91,7 @@ class SoftwareTarget(Target):
         self.engine_name = engine
         self._audit_rate = audit_rate
         if engine == "screened":
-            self._settings += (engine, audit_rate, HEADROOM)
+            self._settings += (engine, audit_rate, RULE)
         self._resources = resources
         stored = memories(model)
         if weights_format is not None:
@@ -220,9 +220,10 @@ class SoftwareTarget(Target):
             if self.engine_name == "plain":
                 injection.inject(self._runner, sites, space, faults, recorder)
                 return
+            prediction = None
             if self.engine_name == "screened":
-                self.screen(space).screen(space, faults, recorder, self._audit_rate)
-            self.engine.inject(sites, space, faults, recorder)
+                prediction = self.screen(space).screen(space, faults, recorder, self._audit_rate)
+            self.engine.inject(sites, space, faults, recorder, prediction)
 
     @cached_property
     def engine(self) -> ExactEngine:
@@ -235,7 +236,8 @@ class SoftwareTarget(Target):
         names = frozenset(space.sites)
         if names not in self._screens:
             sites = {name: self._site(name) for name in space.sites}
-            self._screens[names] = Screen(self._runner, sites, self._outputs, self._resources.memory_bytes // 4)
+            memory, on_the_way = self._resources.memory_bytes // 4, self.engine.measured_places(sites.values())
+            self._screens[names] = Screen(self._runner, sites, self._outputs, memory, on_the_way)
         return self._screens[names]
 
     @cached_property

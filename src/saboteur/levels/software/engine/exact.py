@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import math
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 
 import numpy as np
@@ -29,8 +30,10 @@ from saboteur.levels.software.engine.graph import Graph, Untraceable
 from saboteur.levels.software.engine.groups import Group, SignalGroup, WeightGroup
 from saboteur.levels.software.engine.narrow import Narrow
 from saboteur.levels.software.engine.operators import Mixing, Operator, understood
+from saboteur.levels.software.engine.overflow import LARGEST, LEAST_SCALED, SCALE
 from saboteur.levels.software.engine.replay import Replay
-from saboteur.levels.software.engine.suffix import Pairs, Stage, Suffix, stages
+from saboteur.levels.software.engine.screening import Prediction
+from saboteur.levels.software.engine.suffix import Deviation, Pairs, Stage, Suffix, stages
 from saboteur.levels.software.memory import Memory
 from saboteur.levels.software.runner import Runner
 from saboteur.levels.software.signals import Output
@@ -52,6 +55,8 @@ _SORTED_TOGETHER = 2**18
 
 _ROUNDING_FACTOR = 64.0
 _MOST_GROWTH = 1e6
+"""Deviations beyond this multiple of the fault-free result are not trusted where what follows is not homogeneous."""
+
 _PROBES = 4
 
 
@@ -94,7 +99,7 @@ class ExactEngine:
         self.operators: dict[int, Operator] = understood(self.graph, values)
         self.graph.absorbing = absorbing(self.graph, self.operators, values)
         self.gains: Gains = gains(self.graph, self.operators, values)
-        self.stages: list[Stage] = stages(self.graph, self.operators)
+        self.stages: list[Stage] = stages(self.graph, self.operators, values)
         self._folded = {op.layer for op in self.operators.values() if isinstance(op, Mixing) and op.layer != op.index}
         results = {
             index: value
@@ -114,8 +119,33 @@ class ExactEngine:
         self.reason = reason
         log.warning("exact engine: %s; every trial runs the plain way", reason)
 
-    def inject(self, sites: Mapping[str, Site], space: FaultSpace, faults: Faults, recorder: Recorder) -> None:
-        """Run every trial of ``faults``, as :func:`saboteur.levels.software.injection.inject`."""
+    def measured_places(self, sites: Iterable[Site]) -> set[str]:
+        """The places at which deviations are measured that begin at ``sites``."""
+        if self.reason is not None:
+            return set()
+        layers = (self._layer_of(site) if isinstance(site, Memory) else None for site in sites)
+        starts = {layer.layer for layer in layers if layer is not None}
+        starts |= {start for site in sites if (start := self._result_of(site)) is not None}
+        nodes = set().union(*(self.narrow(start).measured_at for start in starts))
+        return {place for place, node in self._places.items() if node in nodes}
+
+    def inject(
+        self,
+        sites: Mapping[str, Site],
+        space: FaultSpace,
+        faults: Faults,
+        recorder: Recorder,
+        prediction: Prediction | None = None,
+    ) -> None:
+        """Run every trial of ``faults``, as :func:`saboteur.levels.software.injection.inject`.
+
+        Args:
+            sites: the fault sites, by name.
+            space: where the faults come from.
+            faults: the trials.
+            recorder: takes the pairs.
+            prediction: decides pairs by how far they deviate on the way; without it, only what is proved is decided.
+        """
         if self.reason is not None:
             injection.inject(self.runner, sites, space, faults, recorder)
             return
@@ -125,17 +155,17 @@ class ExactEngine:
             injection.inject_one(self.runner, sites, space, faults, trial, asked, recorder)
         for inputs in self._chunk_ranges():
             try:
-                self._on_chunk(inputs, groups, recorder)
+                self._on_chunk(inputs, groups, recorder, prediction)
             except Untraceable as error:
                 self._give_up(str(error))
                 for group in groups:
                     self._plainly(sites, space, faults, group, inputs, recorder)
 
-    def _on_chunk(self, inputs: range, groups: list[Group], recorder: Recorder) -> None:
+    def _on_chunk(self, inputs: range, groups: list[Group], recorder: Recorder, prediction: Prediction | None) -> None:
         chunk = self._chunk(inputs, recorder)
         replay = Replay(chunk, recorder)
         for group in groups:
-            _Block(self, chunk, self._errors[inputs], group, recorder, replay).run()
+            _Block(self, chunk, self._errors[inputs], group, recorder, replay, prediction).run()
         replay.run()
 
     def _plainly(
@@ -231,6 +261,11 @@ class ExactEngine:
             worst = max(worst, float((outputs - golden[row]).abs().max()))
         return _ROUNDING_FACTOR * worst
 
+    @cached_property
+    def place_of(self) -> dict[int, str]:
+        """The places of nodes, where they have one."""
+        return {node: place for place, node in self._places.items()}
+
     def narrow(self, start: int) -> Narrow:
         """The way of a deviation that begins in one channel of the result of node ``start``."""
         if start not in self._narrow:
@@ -249,7 +284,14 @@ class _Block:
     """The trials of one group on one chunk of the inputs."""
 
     def __init__(
-        self, engine: ExactEngine, chunk: Chunk, error: float, group: Group, recorder: Recorder, replay: Replay
+        self,
+        engine: ExactEngine,
+        chunk: Chunk,
+        error: float,
+        group: Group,
+        recorder: Recorder,
+        replay: Replay,
+        prediction: Prediction | None,
     ):
         self.engine = engine
         self.chunk = chunk
@@ -257,9 +299,11 @@ class _Block:
         self.replay = replay
         self.group = group
         self.recorder = recorder
+        self.prediction = prediction
         self.radius = torch.from_numpy(recorder.radius[chunk.inputs.start : chunk.inputs.stop])
-        self.largest_radius = float(self.radius.max())
+        self.largest_radius = float(self.radius.max()) if prediction is None else math.inf
         self.narrow = engine.narrow(group.start)
+        self.most_growth = math.inf if self.narrow.homogeneous else _MOST_GROWTH
         self.proved: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def run(self) -> None:
@@ -304,31 +348,51 @@ class _Block:
         )
         source = self.group.source(chunk, number, row)
         deviations = self.narrow.deviations(chunk, pairs.row, source)
-        kept = self._decide(pairs, *self.narrow.bound(chunk, pairs.row, source.channel, deviations))
+        kept = self._decide(pairs, self.narrow.measured(chunk, pairs.row, source, deviations))
         if kept is not None:
             source = source.take(kept)
             deviations = {index: value[kept] for index, value in deviations.items()}
-        for first in range(0, len(pairs), together):
-            some = torch.arange(first, min(first + together, len(pairs)))
-            part = Pairs(chunk, pairs.trial[some], pairs.row[some], {}, pairs.growth[some], self.largest_radius)
-            moved = {index: value[some] for index, value in deviations.items()}
-            outputs = self.narrow.run(part, source.take(some), moved, self._decide)
-            if len(part):
-                self._judge(part, outputs)
+        scaled = pairs.growth > LEAST_SCALED
+        for chosen, scale in ((~scaled, 1.0), (scaled, SCALE)):
+            numbers = torch.nonzero(chosen).flatten()
+            for first in range(0, len(numbers), together):
+                some = numbers[first : first + together]
+                part = Pairs(
+                    chunk, pairs.trial[some], pairs.row[some], {}, pairs.growth[some], self.largest_radius, scale
+                )
+                moved = {index: value[some] / scale for index, value in deviations.items()}
+                outputs = self.narrow.run(part, source.take(some), moved, self._decide)
+                if len(part):
+                    self._judge(part, outputs * scale)
 
-    def _decide(self, pairs: Pairs, deviation: Tensor, relative: Tensor) -> Tensor | None:
-        """Let go of pairs whose outputs provably move by less than ``deviation``, and of those beyond trust."""
-        pairs.growth = torch.maximum(pairs.growth, relative)
-        bound = deviation + self.error * (1 + pairs.growth)
+    def _decide(self, pairs: Pairs, deviation: Deviation) -> Tensor | None:
+        """Let go of pairs whose outputs provably, or predictably, move too little, and of those beyond trust."""
+        pairs.growth = torch.maximum(pairs.growth, deviation.relative)
+        bound = deviation.bound + self.error * (1 + pairs.growth)
         proved = bound < self.radius[pairs.row]
-        lost = ~proved & ~(pairs.growth < _MOST_GROWTH)
+        lost = ~proved & ~((deviation.largest < LARGEST) & (pairs.growth < self.most_growth))
         kept = ~(proved | lost)
+        if self.prediction is not None:
+            kept &= ~self._screened(pairs, deviation, kept)
         if bool(kept.all()):
             return None
         self.proved.append((pairs.trial[proved], pairs.row[proved], bound[proved]))
         self._put_off(pairs, lost)
         pairs.keep(kept)
         return kept
+
+    def _screened(self, pairs: Pairs, deviation: Deviation, open_: Tensor) -> Tensor:
+        """Hand in which of the pairs ``open_`` are predicted to move too little, but for those under audit."""
+        screened = torch.zeros(len(pairs), dtype=torch.bool)
+        if not deviation.sizes:
+            return screened
+        places = [self.engine.place_of.get(node) for node in deviation.sizes]
+        chosen = torch.nonzero(open_).flatten().numpy()
+        trial, inputs = self.group.trial[pairs.trial.numpy()[chosen]], self._inputs(pairs.row.numpy()[chosen])
+        sizes = [size.numpy()[chosen] for size in deviation.sizes.values()]
+        decided = self.prediction.hand_in(self.recorder, trial, inputs, places, sizes, deviation.extent)
+        screened[chosen[decided]] = True
+        return screened
 
     def _hand_in_bounded(self) -> None:
         if self.proved:

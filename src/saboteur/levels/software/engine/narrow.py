@@ -14,7 +14,7 @@ from saboteur.levels.software.engine.golden import Chunk
 from saboteur.levels.software.engine.graph import Graph
 from saboteur.levels.software.engine.operators import Adding, Mixing, Operator, Pointwise, Scaling
 from saboteur.levels.software.engine.patches import Patch, cut_out
-from saboteur.levels.software.engine.suffix import Decide, Pairs, Stage, Suffix
+from saboteur.levels.software.engine.suffix import Decide, Deviation, Pairs, Stage, Suffix, norms, overflowing
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,16 @@ class Narrow:
         read = {source for stage in self._suffix.stages if stage.index not in first for source in stage.inputs}
         self._widened = [index for index in self._frontier if index in read or index == graph.output]
 
+    @property
+    def measured_at(self) -> set[int]:
+        """The nodes at which deviations are measured."""
+        return {*self._frontier, *self._suffix.cuts}
+
+    @property
+    def homogeneous(self) -> bool:
+        """Whether all that follows is, but for its shifts."""
+        return self._suffix.homogeneous
+
     def _narrow_steps(self, operators: Mapping[int, Operator]) -> list[Operator]:
         inside, wide, steps = {self._start}, set(), []
         for node in self.graph.nodes[self._start + 1 :]:
@@ -114,17 +124,16 @@ class Narrow:
             found[step.index] = self._step(step, chunk, row, source, found)
         return {index: found[index] for index in self._frontier}
 
-    def bound(
-        self, chunk: Chunk, row: Tensor, channel: Tensor, deviations: Mapping[int, Tensor]
-    ) -> tuple[Tensor, Tensor]:
-        """How far the outputs can move, and the largest deviation relative to the fault-free result: [pairs]."""
+    def measured(self, chunk: Chunk, row: Tensor, source: Source, deviations: Mapping[int, Tensor]) -> Deviation:
+        """How far the pairs deviate in the results that :meth:`deviations` gives."""
         bound = torch.zeros(len(row), dtype=torch.float64)
         relative = torch.zeros(len(row), dtype=torch.float64)
+        sizes, extent = {}, "channel" if source.position is None else "value"
         for index, value in deviations.items():
-            size = torch.linalg.vector_norm(value, dim=1).double().cpu()
-            bound += torch.where(size == 0, 0.0, size * self._gains.of_channels(index)[channel])
+            sizes[index] = size = norms(value)
+            bound += torch.where(size == 0, 0.0, size * self._gains.of_channels(index)[source.channel])
             relative = torch.maximum(relative, size / chunk.whole_norms(index)[row])
-        return bound, relative
+        return Deviation(bound, relative, sizes, extent, torch.zeros_like(bound))
 
     def run(self, pairs: Pairs, source: Source, deviations: Mapping[int, Tensor], decide: Decide) -> Tensor:
         """The outputs of the pairs that ``decide`` has not let go of.
@@ -132,7 +141,7 @@ class Narrow:
         Args:
             pairs: without any values yet.
             source: where the channel deviates.
-            deviations: as :meth:`deviations` gives them.
+            deviations: as :meth:`deviations` gives them, divided by the scale of ``pairs``.
             decide: called wherever what follows can be bounded.
         """
         if source.position is not None and pairs.chunk.result(self._start).dim() == 4:
@@ -141,6 +150,13 @@ class Narrow:
             return self._suffix.run(pairs, decide)
         planes = {index: self._plane(pairs.chunk, index, source, value) for index, value in deviations.items()}
         for stage in self._first:
+            if pairs.scale > 1:
+                reached = stage.amplification.channel[source.channel] * pairs.scale * norms(planes[stage.inputs[0]])
+                kept = decide(pairs, overflowing(pairs.growth, reached))
+                if kept is not None:
+                    source, planes = source.take(kept), {index: plane[kept] for index, plane in planes.items()}
+                if not len(pairs):
+                    return torch.empty(0)
             pairs.values[stage.index] = _first_mixing(stage, pairs, source.channel, planes[stage.inputs[0]])
         for index in self._widened:
             pairs.values[index] = _widened(index, pairs, source.channel, planes[index])

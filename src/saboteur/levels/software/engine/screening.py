@@ -9,15 +9,18 @@ SDC under any criterion, and finite, where
   and
 - the change at its source is smaller than what a channel of that place normally holds.
 
-Everything else is left to the exact engine. What the screen decides is predicted, not proved: a random sample of
-it, drawn by :func:`audit_sample` from the trials' own keys, is run exactly as well, and the recorder counts how
-often the screen was wrong.
+Everything else is left to the exact engine, which measures on the way by how much the results of a pair deviate, and
+asks again: with the measured deviation in place of the change at its source, the same rule decides many more
+(:class:`Prediction`). What is decided is predicted, not proved: a random sample of it, drawn by :func:`audit_sample`
+from the trials' own keys, is run exactly as well, and the recorder counts how often the screen was wrong.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import get_args
 
 import numpy as np
 import torch
@@ -28,6 +31,7 @@ from saboteur.faults import draws
 from saboteur.faults.space import Faults, FaultSpace, Region
 from saboteur.levels.software.emulation import words_of
 from saboteur.levels.software.engine.screening_slopes import Slopemeter, Slopes, is_affine, tap_of
+from saboteur.levels.software.engine.suffix import Extent
 from saboteur.levels.software.flow import Event, named_modules, tapped
 from saboteur.levels.software.memory import Memory, Plain
 from saboteur.levels.software.runner import Runner, input_place
@@ -72,23 +76,100 @@ class _Rows:
         return _Rows(self.region, self.site, *(column[rows] for column in columns), change)
 
 
+@dataclass(frozen=True)
+class Prediction:
+    """Decides pairs of a block of trials by deviations that are measured on the way to the outputs.
+
+    Attributes:
+        slopes: what is known of the places at which deviations are measured.
+        radius: float64 [inputs], see :attr:`saboteur.outcomes.recorder.Recorder.radius`.
+        eligible: bool [trials], the trials that can be screened.
+        drawn: bool [trials, inputs], the pairs that are run even if they are decided.
+    """
+
+    slopes: Mapping[str, Slopes]
+    radius: NDArray[np.float64]
+    eligible: NDArray[np.bool_]
+    drawn: NDArray[np.bool_]
+
+    def hand_in(
+        self,
+        recorder: Recorder,
+        trials: NDArray[np.int64],
+        inputs: NDArray[np.int64],
+        places: Sequence[str | None],
+        sizes: Sequence[NDArray[np.float64]],
+        extent: Extent,
+    ) -> NDArray[np.bool_]:
+        """Hand in what is decided of the pairs (trials [n], inputs [n]), but for a sample that is put under audit.
+
+        Args:
+            recorder: takes the decided pairs.
+            trials: int64 [n].
+            inputs: int64 [n].
+            places: where all that follows reads the deviation; ``None`` where nothing is known of a place.
+            sizes: for each place the norm of the deviation, float64 [n].
+            extent: what of the places' results deviates.
+
+        Returns:
+            Which of the pairs were handed in: bool [n].
+        """
+        strain = np.zeros(len(trials), np.float32)
+        with np.errstate(all="ignore"):
+            for place, size in zip(places, sizes, strict=True):
+                strain += size * self._strains[place, extent][inputs] if place in self.slopes else np.inf
+        decided = (strain < 1) & self.eligible[trials]
+        return self.hand_in_decided(recorder, trials, inputs, decided)
+
+    def hand_in_decided(
+        self,
+        recorder: Recorder,
+        trials: NDArray[np.int64],
+        inputs: NDArray[np.int64],
+        decided: NDArray[np.bool_],
+    ) -> NDArray[np.bool_]:
+        """Hand in the ``decided`` of the pairs as screened, but for those drawn, which are put under audit."""
+        drawn = self.drawn[trials, inputs]
+        audited, screened = decided & drawn, decided & ~drawn
+        recorder.audit(trials[audited], inputs[audited])
+        recorder.screened(trials[screened], inputs[screened])
+        return screened
+
+    @cached_property
+    def _strains(self) -> dict[tuple[str, Extent], NDArray[np.float32]]:
+        return {
+            (place, extent): slopes.strain_on_the_way(extent, self.radius)
+            for place, slopes in self.slopes.items()
+            for extent in get_args(Extent)
+        }
+
+
 class Screen:
     """Decides pairs of a model in which a fault is too weak to matter.
 
-    What it decides for a pair depends on the trial, the input, the model and the workload alone: not on the other
-    trials, their order, or how much memory there is.
+    What it decides at first for a pair depends on the trial, the input, the model and the workload alone: not on the
+    other trials, their order, or how much memory there is. What is decided on the way depends on measured deviations,
+    of which the last bits may differ with the company in which a pair is run.
 
     Args:
         runner: runs the model.
         sites: the fault sites, by name.
         kind: what the outputs are. Probabilities are not screened: they flatten out where they are sure.
         memory_bytes: how much the kept slopes may take; what is not kept is measured again for each call.
+        on_the_way: places at which deviations will be measured, each reached once.
 
     Attributes:
         unscreened: the sites that the screen leaves to the exact engine, each with the reason.
     """
 
-    def __init__(self, runner: Runner, sites: Mapping[str, Site], kind: OutputKind, memory_bytes: int = 2**30):
+    def __init__(
+        self,
+        runner: Runner,
+        sites: Mapping[str, Site],
+        kind: OutputKind,
+        memory_bytes: int = 2**30,
+        on_the_way: Collection[str] = (),
+    ):
         self._runner = runner
         self._memory = memory_bytes
         self._kept: dict[range, dict[str, list[Slopes]]] = {}
@@ -100,7 +181,9 @@ class Screen:
             if reason is not None:
                 self.unscreened[name] = reason
         self._sites = {name: site for name, site in sites.items() if name not in self.unscreened}
+        self._on_the_way = set(on_the_way)
         self._meter = self._checked_meter()
+        self._slopes_on_the_way: dict[str, Slopes] = {}
 
     def _holders_of(self, site: Memory) -> list[tuple[str, str]]:
         """The modules (by path) that hold the tensor of ``site``, with its name there."""
@@ -137,7 +220,7 @@ class Screen:
     def _checked_meter(self) -> Slopemeter | None:
         """A meter for the sites whose slopes can be relied on; the other sites become unscreened."""
         while self._sites:
-            used = {place for site in self._sites.values() for place in self._used(site)}
+            used = {place for site in self._sites.values() for place in self._used(site)} | self._on_the_way
             meter = Slopemeter(self._runner, self._layers(), used)
             try:
                 with self._runner.prepared():
@@ -146,6 +229,7 @@ class Screen:
                 misfits = dict.fromkeys(used, f"its slopes cannot be measured: {error}")
             if not misfits:
                 return meter
+            self._on_the_way -= set(misfits)
             for name, site in list(self._sites.items()):
                 reason = next((misfits[place] for place in self._used(site) if place in misfits), None)
                 if reason is not None:
@@ -180,7 +264,15 @@ class Screen:
             radius: [inputs], see :attr:`saboteur.outcomes.recorder.Recorder.radius`.
             inputs: [trials, inputs per trial], or ``None`` for all.
         """
-        groups, eligible = self._rows(space, faults)
+        yield from self._decided(*self._rows(space, faults), radius, inputs)
+
+    def _decided(
+        self,
+        groups: list[_Rows],
+        eligible: NDArray[np.bool_],
+        radius: NDArray[np.float64],
+        inputs: NDArray[np.int64] | None,
+    ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
         if self._meter is None or not eligible.any():
             return
         asked = np.ones(self._runner.inputs, bool)
@@ -194,8 +286,8 @@ class Screen:
                 continue
             slopes = self._slopes(batch)
             values = self._values(batch, groups)
-            for first in range(0, faults.trials, step):
-                last = min(first + step, faults.trials)
+            for first in range(0, len(eligible), step):
+                last = min(first + step, len(eligible))
                 strain = np.zeros((last - first, len(batch)), np.float32)
                 with np.errstate(all="ignore"):
                     for group in groups:
@@ -206,7 +298,7 @@ class Screen:
                 trial, place = np.nonzero(chosen)
                 yield trial + first, place + start
 
-    def screen(self, space: FaultSpace, faults: Faults, recorder: Recorder, audit_rate: float) -> None:
+    def screen(self, space: FaultSpace, faults: Faults, recorder: Recorder, audit_rate: float) -> Prediction:
         """Hand in what is decided as screened, but for a sample under audit; the rest is still awaited.
 
         Args:
@@ -214,14 +306,18 @@ class Screen:
             faults: the trials.
             recorder: takes the decided pairs.
             audit_rate: the share of all pairs that is drawn for the audit (see :func:`audit_sample`).
+
+        Returns:
+            What decides more of the pairs while they are run.
         """
         trial, place = audit_sample(faults.key, recorder.inferences, audit_rate)
         drawn = np.zeros(recorder.awaited.shape, bool)
         drawn[trial, place if recorder.inputs is None else recorder.inputs[trial, place]] = True
-        for trial, place in self.decided(space, faults, recorder.radius, recorder.inputs):
-            audited = drawn[trial, place]
-            recorder.audit(trial[audited], place[audited])
-            recorder.screened(trial[~audited], place[~audited])
+        groups, eligible = self._rows(space, faults)
+        prediction = Prediction(self._slopes_on_the_way, recorder.radius, eligible, drawn)
+        for trial, place in self._decided(groups, eligible, recorder.radius, recorder.inputs):
+            prediction.hand_in_decided(recorder, trial, place, np.ones(len(trial), bool))
+        return prediction
 
     def _rows(self, space: FaultSpace, faults: Faults) -> tuple[list[_Rows], NDArray[np.bool_]]:
         """The single faults by region, and the trials that can be screened: [trials]."""
@@ -270,6 +366,10 @@ class Screen:
             place: [Slopes.joined(list(calls)) for calls in zip(*(part[place] for part in parts), strict=True)]
             for place in parts[0]
         }
+        for place in self._on_the_way:
+            (call,) = slopes[place]
+            self._slopes_on_the_way.setdefault(place, Slopes.blank(self._runner.inputs, call.count))
+            self._slopes_on_the_way[place].fill_in(batch, call)
         nbytes = sum(call.nbytes for calls in slopes.values() for call in calls)
         if nbytes * (len(self._kept) + 1) <= self._memory:
             self._kept[batch] = slopes
@@ -314,13 +414,13 @@ class Screen:
         radius = radius[: strain.shape[1]]
         if rows.change is None:
             (call,) = slopes[rows.site.place]
-            total = self._signal_changes(rows, values[rows.site.place]) * call.strain_of_value(radius)
+            total = self._signal_changes(rows, values[rows.site.place]) * call.strain_at_source("value", radius)
         else:
             total = np.zeros((len(rows.trial), strain.shape[1]), np.float32)
             for path, tensor in self._holders[rows.site.name]:
                 tap = tap_of(self._modules[path], tensor, rows.element)
                 for call in slopes[path]:
-                    total += call.taps[tensor][tap] * (rows.change[:, None] * call.strain_of_channel(radius))
+                    total += call.taps[tensor][tap] * (rows.change[:, None] * call.strain_at_source("channel", radius))
         np.add.at(strain, rows.trial - first, total)
 
     @staticmethod

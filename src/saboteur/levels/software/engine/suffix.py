@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from saboteur.levels.software.engine.bounds import Gains
 from saboteur.levels.software.engine.golden import Chunk
 from saboteur.levels.software.engine.graph import Graph, Values
 from saboteur.levels.software.engine.operators import Adding, Mixing, Operator, Pointwise
+from saboteur.levels.software.engine.overflow import UNKNOWN, Amplification, amplification
 from saboteur.levels.software.engine.patches import Patch, cut_out, window_after
 
 _LEAST_DEVIATION = 2.0**-21
@@ -37,6 +38,7 @@ class Stage:
         mixing: the layer, where it is one that is understood.
         before: the node whose fault-free result is that of this stage before its rectifier.
         rectified: whether the stage ends in a rectifier.
+        amplification: how large the values get that it computes.
     """
 
     index: int
@@ -44,6 +46,7 @@ class Stage:
     mixing: Mixing | None = None
     before: int = -1
     rectified: bool = False
+    amplification: Amplification = UNKNOWN
 
     @cached_property
     def _packed(self) -> Tensor | None:
@@ -73,8 +76,14 @@ class Stage:
         return convolution.binary(x, other, self._packed, op.bias, *settings, "add", 1.0, activation, [], "")
 
 
-def stages(graph: Graph, operators: dict[int, Operator]) -> list[Stage]:
-    """The graph in as few steps as possible, in order."""
+def stages(graph: Graph, operators: dict[int, Operator], values: Values) -> list[Stage]:
+    """The graph in as few steps as possible, in order.
+
+    Args:
+        graph: what is computed.
+        operators: those that are understood.
+        values: the result of every call for a few inputs.
+    """
     covered: set[int] = set()
     found: dict[int, Stage] = {}
     consumers = {node.index: node.consumers for node in graph.nodes}
@@ -100,11 +109,12 @@ def stages(graph: Graph, operators: dict[int, Operator]) -> list[Stage]:
             end = rectifier.index
             members.add(end)
         covered |= members
-        found[end] = Stage(end, inputs, op, before, end != before)
+        found[end] = Stage(end, inputs, op, before, end != before, amplification(graph, op, end, values, end != before))
     for node in graph.nodes:
         plain = node.index not in covered and graph.leads_to_output[node.index]
         if plain and graph.varies[node.index] and node.call.op != "placeholder":
-            found[node.index] = Stage(node.index, node.inputs)
+            reached = amplification(graph, operators.get(node.index), node.index, values, False)
+            found[node.index] = Stage(node.index, node.inputs, amplification=reached)
     return [found[index] for index in sorted(found)]
 
 
@@ -119,6 +129,7 @@ class Pairs:
         values: the deviating results so far, each [pairs, ...].
         growth: float64 [pairs], the largest deviation so far as a multiple of the fault-free result.
         largest_radius: the largest radius of any input of the chunk.
+        scale: the deviations, and the values that they dominate, are divided by this.
     """
 
     chunk: Chunk
@@ -127,6 +138,7 @@ class Pairs:
     values: Values
     growth: Tensor
     largest_radius: float = 0.0
+    scale: float = 1.0
 
     def __len__(self) -> int:
         return len(self.trial)
@@ -136,6 +148,17 @@ class Pairs:
         self.trial, self.row, self.growth = self.trial[chosen], self.row[chosen], self.growth[chosen]
         kept = {index: value for index, value in self.values.items() if isinstance(value, Tensor | Patch)}
         self.values = {index: value[chosen] for index, value in kept.items()}
+
+    def norm(self, index: int, summed: bool = False) -> Tensor | float:
+        """The norm of the result of a node where it deviates, or the largest absolute sum of a channel; else 0."""
+        value = self.values.get(index, 0)
+        if isinstance(value, int | float | torch.Size):
+            return 0.0
+        value = value.values if isinstance(value, Patch) else _channels_last(value)
+        if summed:
+            sums = value.abs().sum((1, 2)).amax(1) if value.dim() == 4 else value.abs().flatten(1).sum(1)
+            return sums.double().cpu() * self.scale
+        return norms(value.flatten(1)) * self.scale
 
     def value(self, graph: Graph, index: int) -> Any:
         """The result of a node: deviating, or fault-free."""
@@ -167,9 +190,31 @@ class Pairs:
         return windows
 
 
-Decide = Callable[[Pairs, Tensor, Tensor], Tensor | None]
-"""Told how far each pair's outputs can move (float64 [pairs]; infinite where unknown), and how large its deviation
-is as a multiple of the fault-free result, may let go of pairs; returns a mask of those kept, or ``None`` for all."""
+Extent = Literal["value", "channel", "whole"]
+"""What of a result deviates: a single value, one channel, or anything."""
+
+
+@dataclass(frozen=True)
+class Deviation:
+    """How far pairs deviate in results on which alone all that follows depends.
+
+    Attributes:
+        bound: float64 [pairs], how far the outputs can move; infinite where unknown.
+        relative: float64 [pairs], the size as a multiple of the fault-free result, the largest over the results.
+        sizes: by node, float64 [pairs], the Euclidean norm.
+        extent: what of the results deviates.
+        largest: float64 [pairs], what no value or partial sum of the next step exceeds; 0 where it need not be known.
+    """
+
+    bound: Tensor
+    relative: Tensor
+    sizes: Mapping[int, Tensor]
+    extent: Extent
+    largest: Tensor
+
+
+Decide = Callable[[Pairs, Deviation], Tensor | None]
+"""Told how far pairs deviate, may let go of some; returns a mask of those kept, or ``None`` for all."""
 
 
 class Suffix:
@@ -211,14 +256,33 @@ class Suffix:
         """The outputs of the pairs that ``decide``, called at every cut, has not let go of."""
         for place, stage in enumerate(self.stages):
             if stage.index not in pairs.values:
+                if pairs.scale > 1:
+                    self._let_go_of_overflow(stage, pairs, decide)
+                    if not len(pairs):
+                        break
                 pairs.values[stage.index] = self._result(stage, pairs)
             needed = self._needed_after[place]
             pairs.values = {index: value for index, value in pairs.values.items() if index in needed}
-            if stage.index in self.cuts and stage.index in pairs.chunk.values:  # a tuple has no one deviation
+            measurable = stage.index in pairs.chunk.values  # a tuple has no one deviation
+            if stage.index in self.cuts and measurable and pairs.scale == 1:
                 self._decide(stage.index, pairs, decide)
                 if not len(pairs):
                     break
         return pairs.value(self.graph, self.graph.output) if len(pairs) else torch.empty(0)
+
+    @cached_property
+    def homogeneous(self) -> bool:
+        """Whether all stages are, but for their shifts."""
+        return all(math.isfinite(stage.amplification.whole) for stage in self.stages)
+
+    def _let_go_of_overflow(self, stage: Stage, pairs: Pairs, decide: Decide) -> None:
+        """Have large deviations decided of which the plain engine's sums might leave the range of float32."""
+        relative, reached = torch.zeros_like(pairs.growth), torch.zeros_like(pairs.growth)
+        for place, source in enumerate(stage.inputs):
+            norm = pairs.norm(source, stage.amplification.averages)
+            relative = torch.maximum(relative, norm / pairs.chunk.whole_norms(source)[pairs.row])
+            reached += norm * (stage.amplification.whole if place == 0 else 1.0)
+        decide(pairs, overflowing(relative, reached))
 
     def _decide(self, cut: int, pairs: Pairs, decide: Decide) -> None:
         value = pairs.values[cut]
@@ -227,15 +291,15 @@ class Suffix:
         usual = pairs.chunk.whole_norms(cut)[pairs.row]
         if isinstance(value, Patch):
             before = cut_out(pairs.chunk.padded(cut, (0, 0)), pairs.row, value.top, value.left, value.size)
-            size = torch.linalg.vector_norm((value.values - before).flatten(1), dim=1).double().cpu()
+            size = norms((value.values - before).flatten(1))
             bound = torch.where(size == 0, 0.0, size * self._gains.whole[cut])
         elif self._gains.whole[cut] * float(usual.max()) * _LEAST_DEVIATION > pairs.largest_radius:
-            size = torch.linalg.vector_norm(_channels_last(value).flatten(1), dim=1).double().cpu()
+            size = norms(_channels_last(value).flatten(1))
             bound = torch.full_like(size, math.inf)
         else:
             size = _distances(value, pairs.chunk.rows(cut), pairs.row)
             bound = torch.where(size == 0, 0.0, size * self._gains.whole[cut])
-        decide(pairs, bound, size / usual)
+        decide(pairs, Deviation(bound, size / usual, {cut: size}, "whole", torch.zeros_like(bound)))
 
     def _result(self, stage: Stage, pairs: Pairs) -> Any:
         patch = self._patch(stage, pairs)
@@ -280,6 +344,11 @@ class Suffix:
         return Patch(result.contiguous(), top, left)
 
 
+def overflowing(relative: Tensor, largest: Tensor) -> Deviation:
+    """Deviations of which nothing is known but how large they are, and what no sum that follows exceeds."""
+    return Deviation(torch.full_like(relative, math.inf), relative, {}, "whole", largest)
+
+
 def _distances(values: Tensor, fault_free: Tensor, row: Tensor) -> Tensor:
     """The Euclidean distance of each of ``values`` [n, ...] from ``fault_free[row]``: float64 [n]."""
     values, fault_free = _channels_last(values), _channels_last(fault_free)
@@ -287,8 +356,17 @@ def _distances(values: Tensor, fault_free: Tensor, row: Tensor) -> Tensor:
     sizes = []
     for first in range(0, len(values), some):
         deviation = fault_free[row[first : first + some]].sub_(values[first : first + some])
-        sizes.append(torch.linalg.vector_norm(deviation.flatten(1), dim=1))
-    return torch.cat(sizes).double().cpu()
+        sizes.append(norms(deviation.flatten(1)))
+    return torch.cat(sizes)
+
+
+def norms(values: Tensor) -> Tensor:
+    """The Euclidean norms of the rows of ``values`` [n, ...]: float64 [n], on the CPU."""
+    found = torch.linalg.vector_norm(values, dim=1).double().cpu()
+    beyond = ~torch.isfinite(found)
+    if bool(beyond.any()):  # the squares of large float32 values overflow
+        found[beyond] = torch.linalg.vector_norm(values[beyond.to(values.device)], dim=1, dtype=torch.float64).cpu()
+    return found
 
 
 def _channels_last(values: Tensor) -> Tensor:
