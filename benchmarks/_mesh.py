@@ -1,4 +1,4 @@
-"""A systolic mesh that another tool writes: CIRCT, whose Verilog is what Chisel designs come as (``pip install circt``).
+"""A systolic mesh that another tool writes: CIRCT, in whose Verilog Chisel designs come (``pip install circt``).
 
 The processing element follows the published one of Gemmini (Genc et al., DAC 2021): output- and weight-stationary
 dataflow chosen cycle by cycle, two accumulators that take turns, rounding shifts and saturation at the output; every

@@ -16,9 +16,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
+from benchmarks import _mesh
 from numpy.typing import NDArray
 
-from benchmarks import _mesh
 from saboteur.campaign.target import Resources
 from saboteur.faults import BitFlip
 from saboteur.levels.hardware import designs

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
 from benchmarks import _mesh
+
 from saboteur.faults import BitFlip
 from saboteur.levels.hardware.importing import read_verilog
 from saboteur.levels.hardware.simulate import Stimulus, Watch
