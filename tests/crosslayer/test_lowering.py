@@ -80,7 +80,7 @@ def test_products_of_embedded_workloads_are_their_layers(name: str) -> None:
 def test_products_of_a_residual_network_are_its_layers() -> None:
     inputs = torch.randn(5, 2, 8, 8, generator=torch.Generator().manual_seed(1))
     layers = assert_equal_to_software(quantized(trained_at_random(Residual, 1), inputs), inputs)
-    assert layers[1].window == Window(4, 3, 3, 4, 4, 2, 1)
+    assert layers[1].window == Window(4, 3, 3, 4, 4, 2, 1, 8, 8)
     assert [(layer.name, layer.m, layer.k, layer.n) for layer in layers] == [
         ("conv1", 64, 18, 4),
         ("conv2", 16, 36, 6),

@@ -34,7 +34,9 @@ def mappings(draw: st.DrawFn) -> Mapping:
     rows, cols, n = draw(SIZE), draw(SIZE), draw(SIZE)
     kind = draw(st.sampled_from([OutputStationary, WeightStationary, RowStationary]))
     if kind is RowStationary:
-        window = Window(*(draw(st.integers(1, 3)) for _ in range(5)), draw(st.integers(1, 3)), draw(st.integers(0, 2)))
+        window = Window(
+            *(draw(st.integers(1, 3)) for _ in range(5)), draw(st.integers(1, 3)), draw(st.integers(0, 2)), 9, 9
+        )
         m, k = window.out_rows * window.out_columns, window.channels * window.kernel_rows * window.kernel_columns
         return RowStationary(rows, cols, m, k, n, window)
     return kind(rows, cols, draw(SIZE), draw(SIZE), n)
@@ -135,7 +137,7 @@ class RowStationaryArray:
 
     def product(self, a: np.ndarray, b: np.ndarray, hit: tuple | None = None) -> np.ndarray:
         """``A @ B``; ``hit`` is (register, row, col, cycle, word, bit): one register's bit flips in one cycle."""
-        _, _, taps, out_rows, width, stride, _ = self.window
+        _, _, taps, out_rows, width, stride, *_ = self.window
         filter_rows = len(b) // taps
         sums, cycle0 = np.zeros((len(a), b.shape[1]), np.int64), 1
         for n in range(b.shape[1]):
@@ -187,10 +189,10 @@ def flipped(value: int, bit: int, width: int) -> int:
 
 
 WINDOWS = [
-    Window(2, 3, 3, 4, 4, 1, 1),
-    Window(3, 2, 3, 3, 2, 2, 0),
-    Window(1, 3, 2, 2, 3, 3, 0),
-    Window(5, 1, 1, 4, 1, 1, 0),
+    Window(2, 3, 3, 4, 4, 1, 1, 4, 4),
+    Window(3, 2, 3, 3, 2, 2, 0, 6, 5),
+    Window(1, 3, 2, 2, 3, 3, 0, 6, 8),
+    Window(5, 1, 1, 4, 1, 1, 0, 4, 1),
 ]
 
 
@@ -246,4 +248,4 @@ def test_sizes_and_names_that_cannot_be_are_named() -> None:
     with pytest.raises(TargetError, match="'sum' is not a data register of a output_stationary PE: a, b, acc"):
         OutputStationary(2, 2, 1, 1, 1).reach("sum", [0], [0], [0])
     with pytest.raises(TargetError, match="does not fit m = 3 and k = 9"):
-        RowStationary(2, 2, 3, 9, 1, Window(1, 3, 3, 2, 2, 1, 0))
+        RowStationary(2, 2, 3, 9, 1, Window(1, 3, 3, 2, 2, 1, 0, 4, 4))

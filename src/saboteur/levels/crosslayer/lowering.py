@@ -51,6 +51,8 @@ class Window(NamedTuple):
     out_columns: int
     stride: int
     padding: int
+    in_rows: int
+    in_columns: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -231,7 +233,9 @@ def _layers(
         return [LoweredLayer(name, path, module, call, 0, prod(shape[:-1]), k, n, shape)]
     _, channels, kernel_rows, kernel_columns = module.weight.shape
     rows, columns = shape[1:]
-    window = Window(channels, kernel_rows, kernel_columns, rows, columns, module.stride, module.padding)
+    window = Window(
+        channels, kernel_rows, kernel_columns, rows, columns, module.stride, module.padding, *args[0].shape[2:]
+    )
     return [LoweredLayer(name, path, module, call, 0, prod(shape[1:]), k, n, shape, window)]
 
 

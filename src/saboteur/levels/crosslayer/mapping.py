@@ -154,7 +154,15 @@ class Mapping(ABC):
         """What PE (row, col) multiplies in ``cycle``; −1 where nothing, or only padding."""
 
     @abstractmethod
-    def reach(self, register: str, row: ArrayLike, col: ArrayLike, cycle: ArrayLike, word: ArrayLike = 0) -> Reach:
+    def reach(
+        self,
+        register: str,
+        row: ArrayLike,
+        col: ArrayLike,
+        cycle: ArrayLike,
+        word: ArrayLike = 0,
+        most: int | None = None,
+    ) -> Reach:
         """The operations that read what a register holds in ``cycle``, from this cycle on, in all PEs it goes to.
 
         For a register of sums, the one element of C that the word becomes a part of. Words that are not read any more
@@ -166,7 +174,20 @@ class Mapping(ABC):
             col: [faults], column of the PE.
             cycle: [faults].
             word: [faults], which word of a register file; 0 for a plain register.
+            most: give at most so many operations of each.
         """
+
+    @abstractmethod
+    def first_cycle(self, register: str, row: ArrayLike, col: ArrayLike) -> Integers:
+        """The first cycle in which a register can hold a word of tile 0; of tile *t*, ``t`` intervals later."""
+
+    @abstractmethod
+    def fetched(self, m: ArrayLike, k: ArrayLike, n: ArrayLike) -> tuple[Integers, Integers]:
+        """The cycles in which ``A[m, k]`` and ``B[k, n]`` enter the array from their memories for an operation."""
+
+    @abstractmethod
+    def left(self, m: ArrayLike, k: ArrayLike, n: ArrayLike) -> Integers:
+        """The cycle in which the sum of an operation's tile leaves the array."""
 
     def words(self, register: str) -> int:
         """How many words a register has in each PE."""
@@ -245,7 +266,13 @@ class OutputStationary(Systolic):
         return Operation(*(np.where(does, value, -1) for value in (block.m + row, k, block.n + col)))
 
     def reach(  # noqa: D102
-        self, register: str, row: ArrayLike, col: ArrayLike, cycle: ArrayLike, word: ArrayLike = 0
+        self,
+        register: str,
+        row: ArrayLike,
+        col: ArrayLike,
+        cycle: ArrayLike,
+        word: ArrayLike = 0,
+        most: int | None = None,
     ) -> Reach:
         row, col, cycle, _ = self._checked(register, row, col, cycle, word)
         if register == "acc":
@@ -255,11 +282,23 @@ class OutputStationary(Systolic):
         live = (tile >= 0) & (tile < self.tiles) & (k < self.k)
         if register == "a":
             count = np.where(live & (row < block.m_size), block.n_size - col, 0)
-            fault, step = _ragged(count)
+            fault, step = _ragged(count, most)
             return _reads(fault, (block.m + row)[fault], k[fault], (block.n + col)[fault] + step)
         count = np.where(live & (col < block.n_size), block.m_size - row, 0)
-        fault, step = _ragged(count)
+        fault, step = _ragged(count, most)
         return _reads(fault, (block.m + row)[fault] + step, k[fault], (block.n + col)[fault])
+
+    def first_cycle(self, register: str, row: ArrayLike, col: ArrayLike) -> Integers:  # noqa: D102
+        row, col = self._checked(register, row, col)
+        return RESET_CYCLES + 1 + (register == "acc") + row + col
+
+    def fetched(self, m: ArrayLike, k: ArrayLike, n: ArrayLike) -> tuple[Integers, Integers]:  # noqa: D102
+        place = self.where(m, k, n)
+        return place.cycle - 1 - place.col, place.cycle - 1 - place.row
+
+    def left(self, m: ArrayLike, k: ArrayLike, n: ArrayLike) -> Integers:  # noqa: D102
+        place = self.where(m, k, n)
+        return self.start(place.tile) + self.k + 2 * self.rows - 1 - place.row + place.col
 
     def _reach_of_sum(self, row: Integers, col: Integers, cycle: Integers) -> Reach:
         # From the first sum on, an accumulator holds its own element until the drain reaches it, then those above it.
@@ -324,11 +363,17 @@ class WeightStationary(Systolic):
         return Operation(*(np.where(does, value, -1) for value in (m, block.k + row, block.n + col)))
 
     def reach(  # noqa: D102
-        self, register: str, row: ArrayLike, col: ArrayLike, cycle: ArrayLike, word: ArrayLike = 0
+        self,
+        register: str,
+        row: ArrayLike,
+        col: ArrayLike,
+        cycle: ArrayLike,
+        word: ArrayLike = 0,
+        most: int | None = None,
     ) -> Reach:
         row, col, cycle, _ = self._checked(register, row, col, cycle, word)
         if register == "weight":
-            return self._reach_of_weight(row, col, cycle)
+            return self._reach_of_weight(row, col, cycle, most)
         summed = int(register == "sum")
         tile, m = np.divmod(cycle - RESET_CYCLES - self.rows - 1 - summed - row - col, self.interval)
         block = self.block(tile)
@@ -338,10 +383,23 @@ class WeightStationary(Systolic):
             stop = block.k + np.minimum(row + 1, block.k_size)
             return Reach(fault, m[fault], block.k[fault], stop[fault], (block.n + col)[fault])
         count = np.where(live & (row < block.k_size), block.n_size - col, 0)
-        fault, step = _ragged(count)
+        fault, step = _ragged(count, most)
         return _reads(fault, m[fault], (block.k + row)[fault], (block.n + col)[fault] + step)
 
-    def _reach_of_weight(self, row: Integers, col: Integers, cycle: Integers) -> Reach:
+    def first_cycle(self, register: str, row: ArrayLike, col: ArrayLike) -> Integers:  # noqa: D102
+        row, col = self._checked(register, row, col)
+        later = {"activation": self.rows, "weight": 1, "sum": self.rows + 1}[register]
+        return RESET_CYCLES + 1 + later + row + col
+
+    def fetched(self, m: ArrayLike, k: ArrayLike, n: ArrayLike) -> tuple[Integers, Integers]:  # noqa: D102
+        place = self.where(m, k, n)
+        return place.cycle - 1 - place.col, self.start(place.tile) + self.rows - place.row + place.col
+
+    def left(self, m: ArrayLike, k: ArrayLike, n: ArrayLike) -> Integers:  # noqa: D102
+        place = self.where(m, k, n)
+        return place.cycle - place.row + self.rows
+
+    def _reach_of_weight(self, row: Integers, col: Integers, cycle: Integers, most: int | None) -> Reach:
         # Weights move south, the last row's first, and arrive in all rows of a column in the same cycle. The weights of
         # a tile enter a row while the rows below still use those of the tile before.
         tile, age = np.divmod(cycle - RESET_CYCLES - 2 - row - col, self.interval)
@@ -350,7 +408,7 @@ class WeightStationary(Systolic):
         used_by = row + to_go
         first = np.where(to_go > 0, 0, np.maximum(age - (self.rows - 1), 0))
         live = (tile >= 0) & (tile < self.tiles) & (used_by < block.k_size) & (col < block.n_size)
-        fault, step = _ragged(np.where(live, self.m - first, 0))
+        fault, step = _ragged(np.where(live, self.m - first, 0), most)
         return _reads(fault, first[fault] + step, (block.k + used_by)[fault], (block.n + col)[fault])
 
     def operands(  # noqa: D102
@@ -472,7 +530,13 @@ class RowStationary(Mapping):
         return 1 if register == "psum" else self.window.kernel_columns
 
     def reach(  # noqa: D102
-        self, register: str, row: ArrayLike, col: ArrayLike, cycle: ArrayLike, word: ArrayLike = 0
+        self,
+        register: str,
+        row: ArrayLike,
+        col: ArrayLike,
+        cycle: ArrayLike,
+        word: ArrayLike = 0,
+        most: int | None = None,
     ) -> Reach:
         row, col, cycle, word = self._checked(register, row, col, cycle, word)
         width, taps = self.window.out_columns, self.window.kernel_columns
@@ -488,7 +552,7 @@ class RowStationary(Mapping):
             return Reach(fault, (m + x)[fault], first[fault], (k + s + 1)[fault], n[fault])
         if register == "filter":
             first = np.maximum(x + (s > word), 0)
-            fault, step = _ragged(np.where(live & (age >= word), width - first, 0))
+            fault, step = _ragged(np.where(live & (age >= word), width - first, 0), most)
             return _reads(fault, (m + first)[fault] + step, (k + word)[fault], n[fault])
         stride = self.window.stride
         # The column of the window at x that is kept in this word, and the products that read it from now on.
@@ -498,9 +562,28 @@ class RowStationary(Mapping):
         first = x + (s > used_at)
         last = np.minimum(column // stride, width - 1)
         present = ~comes_now | (s >= used_at)
-        fault, step = _ragged(np.where(live & (x >= 0) & present, last - first + 1, 0))
+        fault, step = _ragged(np.where(live & (x >= 0) & present, last - first + 1, 0), most)
         at = first[fault] + step
         return _reads(fault, m[fault] + at, k[fault] + column[fault] - at * stride, n[fault])
+
+    def first_cycle(self, register: str, row: ArrayLike, col: ArrayLike) -> Integers:  # noqa: D102
+        row, col = self._checked(register, row, col)
+        return RESET_CYCLES + row + (register == "psum") + 0 * col
+
+    def fetched(self, m: ArrayLike, k: ArrayLike, n: ArrayLike) -> tuple[Integers, Integers]:  # noqa: D102
+        taps, stride = self.window.kernel_columns, self.window.stride
+        place = self.where(m, k, n)
+        x, s = np.asarray(m) % self.window.out_columns, np.asarray(k) % taps
+        column = x * stride + s
+        x_first = np.maximum(-((taps - 1 - column) // stride), 0)
+        begin = self.start(place.tile) + place.row
+        return begin + taps + x_first * taps + column - x_first * stride, begin + s
+
+    def left(self, m: ArrayLike, k: ArrayLike, n: ArrayLike) -> Integers:  # noqa: D102
+        taps = self.window.kernel_columns
+        tile = self.where(m, k, n).tile
+        last_row = self.block(tile).k_size // taps - 1
+        return self.start(tile) + last_row + 2 * taps + np.asarray(m) % self.window.out_columns * taps
 
     def _works(self, tile: Integers, row: Integers, col: Integers) -> NDArray[np.bool_]:
         width, taps = self.window.out_columns, self.window.kernel_columns
@@ -515,8 +598,7 @@ def mapped(layer: LoweredLayer, dataflow: Dataflow, rows: int, cols: int) -> Map
         TargetError: for an unknown dataflow, or an array without PEs.
     """
     if dataflow == "row_stationary":
-        window = layer.window or Window(layer.k, 1, 1, layer.m, 1, 1, 0)
-        return RowStationary(rows, cols, layer.m, layer.k, layer.n, window)
+        return RowStationary(rows, cols, layer.m, layer.k, layer.n, window_of(layer))
     kinds: dict[str, type[OutputStationary | WeightStationary]] = {
         "output_stationary": OutputStationary,
         "weight_stationary": WeightStationary,
@@ -524,6 +606,11 @@ def mapped(layer: LoweredLayer, dataflow: Dataflow, rows: int, cols: int) -> Map
     if dataflow not in kinds:
         raise TargetError(f"dataflow: {dataflow!r} is not one of {', '.join([*kinds, 'row_stationary'])}")
     return kinds[dataflow](rows, cols, layer.m, layer.k, layer.n)
+
+
+def window_of(layer: LoweredLayer) -> Window:
+    """The geometry of a layer; one that is no convolution is one of 1 × 1 on an image of k channels, m rows, 1 column."""
+    return layer.window or Window(layer.k, 1, 1, layer.m, 1, 1, 0, layer.m, 1)
 
 
 def _columns(*values: ArrayLike) -> tuple[Integers, ...]:
@@ -534,9 +621,9 @@ def _reads(fault: Integers, m: Integers, k: Integers, n: Integers) -> Reach:
     return Reach(fault, m, k, k + 1, n)
 
 
-def _ragged(count: Integers) -> tuple[Integers, Integers]:
-    """``count[i]`` rows for each i: their i, and their number from 0 on."""
-    count = np.maximum(count, 0)
+def _ragged(count: Integers, most: int | None) -> tuple[Integers, Integers]:
+    """``count[i]`` rows, or at most ``most``, for each i: their i, and their number from 0 on."""
+    count = np.clip(count, 0, most)
     fault = np.repeat(np.arange(len(count)), count)
     return fault, np.arange(len(fault)) - np.repeat(np.cumsum(count) - count, count)
 
