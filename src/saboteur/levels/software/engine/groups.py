@@ -124,8 +124,9 @@ class WeightGroup(Group):
             return np.abs(self.change[number].astype(np.float64)) * norms
 
     def positions(self, chunk: Chunk) -> int:
-        """The positions of a channel, or of what it reads, whichever are more."""
-        return max(int(np.prod(chunk.result(node).shape[2:])) for node in (self.op.index, self.op.inputs[0]))
+        """The positions of what the layer reads, padding included, of which a channel has no more."""
+        sides = chunk.values[self.op.inputs[0]].shape[2:]
+        return int(np.prod([side + 2 * pad for side, pad in zip(sides, self.op.padding, strict=True)]))
 
     def source(self, chunk: Chunk, number: NDArray[np.int64], row: NDArray[np.int64]) -> Source:
         """Δw times what the weight reads."""
