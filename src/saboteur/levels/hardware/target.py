@@ -388,7 +388,9 @@ class DesignTarget(Target):
         order = None
         if len(rows):
             single = np.array_equal(rows["fault"], np.arange(count))
-            first = rows if single else rows[np.minimum(np.searchsorted(rows["fault"], np.arange(count)), len(rows) - 1)]
+            first = rows
+            if not single:
+                first = rows[np.minimum(np.searchsorted(rows["fault"], np.arange(count)), len(rows) - 1)]
             order = np.argsort(self._place_and_time(first))
         trace = self.golden_trace(run)
         watch = self.observer.watch(trace)
