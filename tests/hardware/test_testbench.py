@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +14,16 @@ from saboteur.errors import TargetError
 from saboteur.faults import BitFlip, Faults, StuckAt
 from saboteur.levels.hardware.importing import read_verilog
 from saboteur.levels.hardware.models import Delay, Open
+from saboteur.levels.hardware.netlist import Design
 from saboteur.levels.hardware.simulate import Stimulus
 from saboteur.levels.hardware.spec import HardwareFault, HardwareTarget
 from saboteur.levels.hardware.target import DesignTarget, safety_split
 from saboteur.levels.hardware.testbench import Observation, Observed, read_hex, read_stimulus
-from saboteur.levels.hardware.waves import path_of_error, write_vcd
+from saboteur.levels.hardware.waves import path_of_error, read_waves, write_waves
 from saboteur.outcomes import Recorder
 from saboteur.outcomes.criteria import NumericError
+from tests.hardware.icarus import needs_icarus
+from tests.hardware.test_golden import DESIGNS
 
 HANDSHAKE = """
 module sender(input clk, input rst, input start, output reg valid, output reg [7:0] data, output reg alarm);
@@ -150,7 +155,7 @@ def test_waveforms(sender: DesignTarget, tmp_path: Path) -> None:
     path = path_of_error(sender.simulator.design, golden, faulty)
     assert path["name"].to_pylist()[0] == "left" and path["cycle"].to_pylist()[0] == 5
     assert "alarm" in path["name"].to_pylist()
-    write_vcd(tmp_path / "trial.vcd", sender.simulator.design, golden, faulty)
+    write_waves(tmp_path / "trial.vcd", sender.simulator.design, golden, faulty)
     text = (tmp_path / "trial.vcd").read_text()
     assert text.count("$scope module golden $end") == 1 and text.count("$scope") == text.count("$upscope")
     values = values_of_scope(text, "faulty")
@@ -184,28 +189,101 @@ def values_of_scope(text: str, scope: str) -> dict[str, list[int]]:
     return history
 
 
+def test_waves_for_other_programs(sender: DesignTarget, tmp_path: Path) -> None:
+    """A dump that is read back has the values of the traces; as FST it is the same."""
+    sender.golden()
+    design = sender.simulator.design
+    golden, faulty = sender.traces(sender.rows(*one(sender, upset("data"), 3, 6)), 0)
+    slots = {slot.name: i for i, slot in enumerate(design.slots)}
+    pytest.importorskip("pylibfst")
+    read = []
+    for name in ("trial.vcd", "trial.fst"):
+        write_waves(tmp_path / name, design, golden, faulty)
+        read.append(list(read_waves(tmp_path / name, ["data", "left", "differs"])))
+    assert read[0] == read[1]
+    now: dict[str, int] = {}
+    for new in read[0]:
+        now |= new
+    assert now == {"data": golden[-1, slots["data"]], "left": golden[-1, slots["left"]], "differs": 1}
+    if shutil.which("fst2vcd"):
+        command = ["fst2vcd", "-f", str(tmp_path / "trial.fst"), "-o", str(tmp_path / "again.vcd")]
+        subprocess.run(command, check=True, capture_output=True)
+        assert list(read_waves(tmp_path / "again.vcd", ["data", "left", "differs"])) == read[0]
+    with pytest.raises(TargetError, match=r"no signal 'dota'; did you mean 'data'"):
+        list(read_waves(tmp_path / "trial.fst", ["dota"]))
+    with pytest.raises(TargetError, match=r"must end in \.vcd or \.fst"):
+        write_waves(tmp_path / "trial.lxt", design, golden, faulty)
+    (tmp_path / "broken.fst").write_bytes(b"\0" * 100)
+    with pytest.raises(ValueError, match="not an FST file"):
+        list(read_waves(tmp_path / "broken.fst", ["data"]))
+
+
+DUMP = """module testbench;
+  reg clk = 0, rst = 1, start = 0; wire valid, alarm; wire [7:0] data;
+  sender dut(.clk(clk), .rst(rst), .start(start), .valid(valid), .data(data), .alarm(alarm));
+  always #5 clk = ~clk;
+  initial begin
+    $dumpfile("FILE"); $dumpvars;
+    #17 rst <= 0; @(posedge clk); start <= 1; @(posedge clk); start <= 0; #150 $finish;
+  end
+endmodule
+"""
+
+
+@needs_icarus
+@pytest.mark.parametrize("ending", ["vcd", "fst"])
+def test_stimulus_from_a_simulation(tmp_path: Path, ending: str) -> None:
+    """The inputs of the outermost scope just before each rising edge, when others change with it."""
+    if ending == "fst":
+        pytest.importorskip("pylibfst")
+    (tmp_path / "sender.v").write_text(HANDSHAKE)
+    (tmp_path / "bench.v").write_text(DUMP.replace("FILE", str(tmp_path / f"in.{ending}")))
+    subprocess.run(
+        ["iverilog", "-g2012", "-o", tmp_path / "run", tmp_path / "bench.v", tmp_path / "sender.v"], check=True
+    )
+    subprocess.run(["vvp", tmp_path / "run", f"-{ending}"], check=True, capture_output=True)
+    spec = HardwareTarget(
+        sources=("sender.v",), top="sender", stimulus=f"in.{ending}", outputs=("data",), valid="valid", first_cycle=2
+    )
+    target = spec.located(tmp_path).open(Resources())
+    assert isinstance(target, DesignTarget)
+    edges = target.stimulus.cycles
+    assert edges == 19
+    assert target.stimulus.inputs["rst"][0].tolist() == [1, 1] + [0] * (edges - 2)
+    assert target.stimulus.inputs["start"][0].tolist() == [int(t == 3) for t in range(edges)]
+    assert target.golden().outputs.tolist() == [[6, 9, 12, 15]]
+
+
+def test_dumps_of_several_clocks(tmp_path: Path) -> None:
+    """A step for each time; what changes with a clock comes two steps later."""
+    (tmp_path / "in.vcd").write_text(
+        "$scope module t $end\n$var wire 1 ! clk $end\n$var wire 1 % rst $end\n$var wire 4 # d [3:0] $end\n"
+        "$scope module inner $end\n$var wire 4 * d $end\n$upscope $end\n$upscope $end\n$enddefinitions $end\n"
+        "#0\n0!\n1%\nb0011 #\nbx *\n#5\n1!\n#10\n0!\nb1010 #\n0%\n#12\nb1 #\n"
+    )
+    stimulus, _ = read_stimulus(tmp_path / "in.vcd", Design(read_verilog([DESIGNS / "clocks.v"], "edges")))
+    assert stimulus.inputs["clk"][0].tolist() == [0, 1, 0, 0, 0, 0]
+    assert stimulus.inputs["d"][0].tolist() == [3, 3, 3, 3, 10, 1]
+    assert stimulus.inputs["rst"][0].tolist() == [1, 1, 1, 1, 0, 0]
+    with pytest.raises(TargetError, match=r"has no signal 'clk_a'; did you mean 'clk'"):
+        read_stimulus(tmp_path / "in.vcd", Design(read_verilog([DESIGNS / "clocks.v"], "crossing")))
+
+
 def test_stimulus_files(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", a=np.arange(6).reshape(2, 3), labels=np.array([1, 0]), **{"memory:m": np.arange(4)})
-    stimulus, labels = read_stimulus(tmp_path / "a.npz", None)
+    stimulus, labels = read_stimulus(tmp_path / "a.npz")
     assert stimulus.runs == 2 and stimulus.cycles == 3 and labels.tolist() == [1, 0]
     assert stimulus.memories["m"].tolist() == [0, 1, 2, 3]
     (tmp_path / "a.csv").write_text("a,b\n0,0x1f\n1,7\n")
-    stimulus, _ = read_stimulus(tmp_path / "a.csv", None)
+    stimulus, _ = read_stimulus(tmp_path / "a.csv")
     assert stimulus.inputs["b"].tolist() == [[31, 7]]
-    (tmp_path / "a.vcd").write_text(
-        "$scope module t $end\n$var wire 1 ! clk $end\n$var wire 4 # a [3:0] $end\n"
-        "$upscope $end\n$enddefinitions $end\n"
-        "#0\n0!\nb0011 #\n#5\n1!\n#10\n0!\nb1010 #\n#15\n1!\nb0001 #\n#20\n0!\n#25\n1!\n"
-    )
-    stimulus, _ = read_stimulus(tmp_path / "a.vcd", "clk")
-    assert stimulus.inputs["a"].tolist() == [[3, 10, 1]]
     (tmp_path / "m.hex").write_text("// four words\n1f 2_0\n@4 ff /* last */\n")
     assert read_hex(tmp_path / "m.hex") == [31, 32, 0, 0, 255]
     np.savez(tmp_path / "b.npz", a=np.arange(6), b=np.arange(5))
     with pytest.raises(TargetError, match="same \\[runs, cycles\\]; got a \\[1, 6\\], b \\[1, 5\\]"):
-        read_stimulus(tmp_path / "b.npz", None)
+        read_stimulus(tmp_path / "b.npz")
     with pytest.raises(TargetError, match="cannot read"):
-        read_stimulus(tmp_path / "none.csv", None)
+        read_stimulus(tmp_path / "none.csv")
 
 
 def test_own_design_from_a_campaign_file(tmp_path: Path) -> None:

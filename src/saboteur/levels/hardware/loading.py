@@ -17,9 +17,11 @@ from saboteur.faults import draws
 from saboteur.levels.hardware import designs
 from saboteur.levels.hardware.designs.arrays import RESET_CYCLES
 from saboteur.levels.hardware.importing import Netlist, read_design, read_verilog
+from saboteur.levels.hardware.netlist import Design
 from saboteur.levels.hardware.simulate import Stimulus
 from saboteur.levels.hardware.spec import HardwareTarget, OutputPort
 from saboteur.levels.hardware.testbench import Observation, Observed, read_hex, read_stimulus, stimulus_of
+from saboteur.levels.hardware.waves import WAVE_FILES
 
 _DEFAULT_INPUTS = 4
 _TILE_DEPTH = 128
@@ -112,7 +114,7 @@ def _random_integers(seed: int, shape: tuple[int, ...], limit: int) -> NDArray[n
 def _own(spec: HardwareTarget) -> Bench:
     top = str(spec.top)
     netlist = read_design(spec.sources, top, spec.level, spec.parameters, spec.defines, spec.include, spec.liberty)
-    stimulus, labels = _stimulus(str(spec.stimulus))
+    stimulus, labels = _stimulus(str(spec.stimulus), netlist)
     memories = dict(stimulus.memories or {})
     memories |= {name: np.array(read_hex(Path(path)), np.uint64) for name, path in spec.memories.items()}
     if spec.inputs is not None and spec.inputs > stimulus.runs:
@@ -128,13 +130,15 @@ def _own(spec: HardwareTarget) -> Bench:
     return Bench(netlist, Stimulus(inputs, memories), observation, labels)
 
 
-def _stimulus(name: str) -> tuple[Stimulus, NDArray | None]:
-    if Path(name).suffix in (".npz", ".csv", ".vcd"):
-        return read_stimulus(Path(name), None)
+def _stimulus(name: str, netlist: Netlist) -> tuple[Stimulus, NDArray | None]:
+    if Path(name).suffix in WAVE_FILES:
+        return read_stimulus(Path(name), Design(netlist))
+    if Path(name).suffix in (".npz", ".csv"):
+        return read_stimulus(Path(name))
     source, _, function = name.rpartition(":")
     if not source:
         raise TargetError(
-            f"stimulus: {name!r} must be an .npz, .csv or .vcd file, 'package.module:function' or "
+            f"stimulus: {name!r} must be an .npz, .csv, .vcd or .fst file, 'package.module:function' or "
             "'path/to/file.py:function'"
         )
     return stimulus_of(_function(source, function)())

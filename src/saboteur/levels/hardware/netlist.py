@@ -229,8 +229,10 @@ class Module:
             if clock not in ones:
                 before, ones[clock] = self._new(2)
                 name = f"$edge${self.name_of([bit])}"
-                operands = {"A": [bit], "B": [before]} if rising else {"A": [before], "B": [bit]}
-                self.cells.append(Cell(name, store, {}, {"D": [bit]}, [before], initial=0, pins={}))
+                pair: tuple[Bit, Bit] = (bit, before) if rising else (before, bit)
+                operands = {"A": [pair[0]], "B": [pair[1]]}
+                data: list[Bit] = [bit]
+                self.cells.append(Cell(name, store, {}, {"D": data}, [before], initial=0, pins={}))
                 self.cells.append(Cell(name, "$_ANDNOT_", {}, operands, [int(ones[clock])], pins={}))
             return ones[clock]
 
@@ -244,15 +246,15 @@ class Module:
             assert cell.clock is not None
             held = [self._held.get(bit, follow(bit, after)) for bit in cell.output]
             operands, taken = {"A": held, "B": cell.inputs["D"], "S": [edge(cell.clock)]}, self._new(len(held))
-            data = cell.pin("D")
-            pins = {} if data is None else {"B": data}
+            pin = cell.pin("D")
+            pins = {} if pin is None else {"B": pin}
             self.cells.append(Cell(cell.name, mux, {}, operands, taken, cell.source, None, pins))
             cell.inputs, cell.pins, cell.clock = {"D": list(taken)}, {"Q": "Q"}, None
         for memory in self.memories:
             for k, ((address, data, enable), clock) in enumerate(zip(memory.writes, memory.clocks, strict=True)):
-                gated = dict.fromkeys(enable)
-                for bit in gated:
-                    gated[bit] = self._new()[0]
+                gated: dict[Bit, int] = {}
+                for bit in dict.fromkeys(enable):
+                    (gated[bit],) = self._new()
                     operands = {"A": [bit], "B": [edge(clock)]}
                     self.cells.append(Cell(f"$edge${memory.name}", "$_AND_", {}, operands, [gated[bit]], pins={}))
                 memory.writes[k] = address, data, [gated[bit] for bit in enable]
@@ -383,7 +385,7 @@ class Module:
             inputs = {port: bits for port, (direction, bits) in ports.items() if direction == "input"}
             for port, bits in inputs.items():
                 if port not in connections:
-                    connections[port] = self._new(len(bits))
+                    connections[port] = list[Bit](self._new(len(bits)))
                 read += connections[port]
             for port, bits in connections.items():
                 if port not in modules[kind].ports:
@@ -900,7 +902,7 @@ class Design:
     def _find_clock(self) -> str | None:
         """The one clock; where there is not just one edge of one input, all inputs that clock are in ``clocks``."""
         found: dict[tuple[str, int, bool], str] = {}
-        computed: dict[str, str] = {}
+        computed: dict[tuple[str, Bit], str] = {}
         tree: set[tuple[str, int]] = set()
         for path, (module, _, _) in self._instances.items():
             for (bit, rising), where in module.clocks.items():
@@ -908,8 +910,7 @@ class Design:
                 if origin is not None and origin[0] == "port" and len(origin) == 3:
                     found.setdefault((origin[1], origin[2], rising), where)
                 else:
-                    name = module.name_of([bit])
-                    computed.setdefault(f"{path}.{name}" if path else name, where)
+                    computed.setdefault((path, bit), where)
         for path, i in tree:
             self._instances[path][0].cells[i].pins = {}
         port, bit, _ = next(iter(found), ("", 0, True))
@@ -917,8 +918,25 @@ class Design:
             return port
         if found or computed:
             self.clocks = {name: where for (name, _, _), where in found.items()}
-            self.clocks |= {} if found else computed
+            if not found:
+                self.clocks = {name: where for place, where in computed.items() for name in self._inputs_before(*place)}
         return None
+
+    def _inputs_before(self, path: str, bit: Bit) -> list[str]:
+        """The inputs of the design from which logic computes a bit."""
+        ports: dict[str, None] = {}
+        seen: set[tuple[str, Bit]] = set()
+        queue = [(path, bit)]
+        while queue:
+            place = queue.pop()
+            origin = None if place in seen else self.origin(*place)
+            seen.add(place)
+            if origin is not None and origin[0] == "port" and len(origin) == 3:
+                ports[origin[1]] = None
+            elif origin is not None and len(origin) == 4 and origin[1] == "cell":
+                where, _, i, _ = origin
+                queue += [(where, b) for bits in self._instances[where][0].cells[i].inputs.values() for b in bits]
+        return list(ports)
 
     def _clock_origin(self, path: str, bit: Bit, rising: bool, tree: set[tuple[str, int]]) -> tuple[tuple | None, bool]:
         """Where a clock comes from, before the buffers and inverters of its tree, and its edge there."""

@@ -76,7 +76,7 @@ class HardwareTarget(TargetSpec):
     register-transfer level; or ``array`` names a shipped systolic array, which multiplies random tiles; or
     ``sources`` and ``top`` name the user's own design, with ``stimulus`` and ``outputs``.
 
-    ``stimulus`` is an ``.npz``, ``.csv`` or ``.vcd`` file, or ``package.module:function`` or
+    ``stimulus`` is an ``.npz``, ``.csv``, ``.vcd`` or ``.fst`` file, or ``package.module:function`` or
     ``path/to/file.py:function``, which returns a mapping of arrays [cycles] or [runs, cycles] by port, as
     :func:`saboteur.levels.hardware.testbench.read_stimulus` describes them. A run is an *input* of the campaign.
     """
@@ -139,7 +139,7 @@ class HardwareTarget(TargetSpec):
         stimulus = self.stimulus
         if stimulus is not None:
             path, colon, function = stimulus.partition(":")
-            if Path(path).suffix in (".py", ".npz", ".csv", ".vcd"):
+            if Path(path).suffix in (".py", ".npz", ".csv", ".vcd", ".fst"):
                 stimulus = f"{at(path)}{colon}{function}"
         return self.model_copy(
             update={

@@ -19,8 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from saboteur.errors import TargetError, near
-from saboteur.levels.hardware.netlist import Pieces
+from saboteur.levels.hardware.netlist import Design, Pieces
 from saboteur.levels.hardware.simulate import Response, Simulator, Stimulus, Watch
+from saboteur.levels.hardware.waves import WAVE_FILES, read_waves
 
 
 @dataclass(frozen=True)
@@ -349,13 +350,19 @@ def _part(pieces: Pieces, low: int, width: int) -> Pieces:
 # -- files ---------------------------------------------------------------------------------------------------------
 
 
-def read_stimulus(path: Path, clock: str | None) -> tuple[Stimulus, NDArray | None]:
+def read_stimulus(path: Path, design: Design | None = None) -> tuple[Stimulus, NDArray | None]:
     """Inputs from a file; and labels, where it has them.
 
     - ``.npz``: an array [cycles] or [runs, cycles] for each port, ``memory:NAME`` [words] or [runs, words],
       ``labels`` [runs];
     - ``.csv``: a column for each port, a row for each cycle, numbers as in Python;
-    - ``.vcd``: the values of signals of the ports' names just before each rising edge of the clock.
+    - ``.vcd`` and ``.fst``: the values of signals of the names of the design's inputs just before each rising edge of
+      its clock. Where the design has several clocks, a step for each time at which an input changes, and where others
+      change together with a clock, two steps later.
+
+    Args:
+        path: of the file.
+        design: whose inputs a dump of waveforms is searched for.
 
     Raises:
         TargetError: when the file cannot be read, or holds something else.
@@ -368,11 +375,11 @@ def read_stimulus(path: Path, clock: str | None) -> tuple[Stimulus, NDArray | No
             with path.open(newline="") as file:
                 rows = list(csv.DictReader(file))
             return stimulus_of({port: _integers([int(row[port], 0) for row in rows]) for port in rows[0]})
-        if path.suffix == ".vcd":
-            return stimulus_of(_from_vcd(path.read_text(), clock or "clk"))
+        if path.suffix in WAVE_FILES and design is not None:
+            return stimulus_of(_from_waves(path, design))
     except (OSError, ValueError, TypeError, IndexError, KeyError) as error:
         raise TargetError(f"stimulus: cannot read {path}: {error}") from error
-    raise TargetError(f"stimulus: {path}: must be an .npz, .csv or .vcd file, or a function")
+    raise TargetError(f"stimulus: {path}: must be an .npz, .csv, .vcd or .fst file, or a function")
 
 
 def stimulus_of(given: object) -> tuple[Stimulus, NDArray | None]:
@@ -422,26 +429,18 @@ def _integers(values: Sequence[int]) -> NDArray:
     return np.array(values, np.uint64 if max(values) < 2**64 else object)
 
 
-def _from_vcd(text: str, clock: str) -> dict[str, NDArray]:
-    names: dict[str, str] = {}
-    for code, name in re.findall(r"\$var\s+\S+\s+\d+\s+(\S+)\s+(\S+)(?:\s+\[[^\]]*\])?\s+\$end", text):
-        names.setdefault(code, name)
-    if clock not in names.values():
-        raise ValueError(f"no signal {clock!r}")
-    now = dict.fromkeys(names.values(), 0)
-    settled = dict(now)
-    cycles: dict[str, list[int]] = {name: [] for name in now if name != clock}
-    for line in text[text.index("$enddefinitions") :].splitlines()[1:]:
-        line = line.strip()
-        if line.startswith("#"):
-            settled = dict(now)
-        change = re.fullmatch(r"[bB]([01xXzZ]+)\s+(\S+)|([01xXzZ])(\S+)", line)
-        if change is None or (change[2] or change[4]) not in names:
-            continue
-        name = names[change[2] or change[4]]
-        value = int(re.sub("[xXzZ]", "0", change[1] or change[3]), 2)
-        if name == clock and value == 1 and now[name] == 0:
-            for port, values in cycles.items():
-                values.append(settled[port])
-        now[name] = value
-    return {name: _integers(values) for name, values in cycles.items()}
+def _from_waves(path: Path, design: Design) -> dict[str, NDArray]:
+    clocks = {*design.clocks} if design.clock is None else {design.clock}
+    now: dict[str, int] = {}
+    rows: list[dict[str, int]] = []
+    for new in read_waves(path, design.inputs):
+        before, now = now, now | new
+        clocked = {name: value for name, value in new.items() if name in clocks}
+        if design.clock is None:
+            rows += 2 * [before | clocked] if before and clocked and len(clocked) < len(new) else []
+            rows.append(now)
+        elif before and before[design.clock] < now[design.clock]:
+            rows.append(before)
+    if not rows:
+        raise ValueError(f"{', '.join(clocks) or 'no input'} never changes")
+    return {name: _integers([row[name] for row in rows]) for name in design.inputs if name != design.clock}
