@@ -11,6 +11,7 @@ only for instances in which a fault is present at that cycle.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import hashlib
 import os
@@ -432,7 +433,8 @@ def _functions(code: Sequence[SliceCode], *optimize: str) -> list[int]:
 def load(source: str, *optimize: str) -> ctypes.CDLL:
     """Compile C into a shared library, unless the cache has it, and load it.
 
-    The cache is ``saboteur/hardware`` in the user's cache folder, by a hash of source, compiler and processor.
+    The cache is ``saboteur/hardware`` in the user's cache folder, by a hash of source, compiler and processor. It keeps
+    what was used last, up to 512 MiB.
 
     Raises:
         TargetError: when there is no C compiler, or it fails.
@@ -450,7 +452,25 @@ def load(source: str, *optimize: str) -> ctypes.CDLL:
             if run.returncode:
                 raise TargetError(f"the C compiler {command[0]} failed: {run.stderr.strip()[:500]}")
             built.replace(path)
+        _prune(path.parent)
+    with contextlib.suppress(OSError):  # a cache that is shared, and not ours
+        os.utime(path)
     return ctypes.CDLL(str(path))
+
+
+def _prune(folder: Path, limit: int = 1 << 29) -> None:
+    """Delete libraries, the one used longest ago first, until at most ``limit`` bytes are left."""
+    known = []
+    for path in folder.glob("*.so"):
+        with contextlib.suppress(FileNotFoundError):  # another process may delete as well
+            status = path.stat()
+            known.append((status.st_mtime, status.st_size, path))
+    left = sum(size for _, size, _ in known)
+    for _, size, path in sorted(known)[:-1]:
+        if left <= limit:
+            break
+        path.unlink(missing_ok=True)
+        left -= size
 
 
 @cache
