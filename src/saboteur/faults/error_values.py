@@ -165,9 +165,9 @@ def at_least(code: int) -> int:
 def uncut(counts: Mapping[int, int]) -> dict[int, float]:
     """Counts of changes without those that were cut short.
 
-    Each of these is spread over what is larger and of the same sign, in proportion (redistribution to the right,
-    Efron, Proc. 5th Berkeley Symposium 1967, the Kaplan–Meier estimator); of the changes in its own octave half
-    counts as larger. Where nothing is larger, it goes to the limit from anywhere.
+    Each of these is spread over what is of a larger octave and the same sign, in proportion (redistribution to the
+    right, Efron, Proc. 5th Berkeley Symposium 1967, the Kaplan–Meier estimator). Where nothing is larger, it goes to
+    the limit from anywhere.
     """
     found: dict[int, float] = {code: float(n) for code, n in counts.items() if code < _OCTAVES}
     for way, limit in ((0, _TOP), (_DOWN, _BOTTOM)):
@@ -179,12 +179,11 @@ def uncut(counts: Mapping[int, int]) -> dict[int, float]:
             for extra in (0, _CUT_SHORT)
         )
         for place in range(len(octaves)):
-            larger = seen[place] / 2 + seen[place + 1 :].sum() + cut[place + 1 :].sum()
+            larger = seen[place + 1 :].sum() + cut[place + 1 :].sum()
             if larger == 0:
                 found[limit] = found.get(limit, 0.0) + cut[place]
                 continue
             growth = 1 + cut[place] / larger
-            seen[place] *= (1 + growth) / 2
             seen[place + 1 :] *= growth
             cut[place + 1 :] *= growth
         found |= {first + _WAYS * octave: n for octave, n in zip(octaves.tolist(), seen.tolist(), strict=True)}
