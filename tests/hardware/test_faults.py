@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from saboteur.faults import BitFlip, RandomValue
+from saboteur.faults import BitFlip, Faults, RandomValue, StuckAt
 from saboteur.levels.hardware.importing import read_verilog
 from saboteur.levels.hardware.netlist import Design
 from saboteur.levels.hardware.simulate import ROW, Simulator, Stimulus, Watch
@@ -261,3 +261,30 @@ def test_neighbouring_flip_flops_fail_alike_at_both_levels(name: str) -> None:
     assert found[0] == found[1]
     bits = 3 if name == "counter" else 4 * 31
     assert found[0][0] == (bits + (1 if name == "counter" else 4)) * (CYCLES - 2)
+
+
+@pytest.mark.parametrize("level", ["word", "gate"])
+def test_nets_inside_of_slices_can_be_seen(level: str) -> None:
+    """What a gate drives for its neighbour only, fault-free and stuck."""
+    netlist = read_verilog([DESIGNS / "inner.v"], "inner", level)
+    words = np.random.default_rng(0).integers(0, 256, (2, 1, CYCLES), np.uint64)
+    stimulus = Stimulus({"a": words[0], "b": words[1]})
+    target = DesignTarget(netlist, stimulus, Observation((Observed("y"),)))
+    space = target.space([HardwareFault(where="nets", model=StuckAt(value=1))])
+    places = {target.names(r)[e]: (k, e) for k, r in enumerate(space.regions) for e in range(r.shape[0])}
+    region, element = places["both" if level == "word" else "both[0]"]
+    none = np.zeros(1, np.int64)
+    faults = Faults(none.astype(np.uint64), none, np.array([region], np.int32), np.array([element]), none, none)
+    golden, faulty = target.traces(target.rows(space, faults), 0, nets=True)
+    slots = len(target.simulator.design.slots)
+    column = {net.name: slots + k for k, net in enumerate(target.inner_nets)}
+    assert golden.shape == faulty.shape == (CYCLES, slots + len(column))
+    both = words[0, 0] & words[1, 0]
+    if level == "word":
+        assert golden[:, column["both"]].tolist() == both.tolist()
+        assert faulty[:, column["both"]].tolist() == (both | np.uint64(1)).tolist()
+    else:
+        bits = np.stack([golden[:, column[f"both[{k}]"]] for k in range(8)], axis=1)
+        assert (bits @ (1 << np.arange(8)) == both).all()
+        assert (faulty[:, column["both[0]"]] == 1).all()
+    assert len(target.simulator.run(stimulus)[0, 0]) == slots

@@ -274,6 +274,13 @@ static u64 raw_value(Machine *m, const Row *r, int lane) {
     return get(m->hook[r->place] + r->offset + 2 * r->size, r->size / LANES, lane);
 }
 
+/* What a net reads: what drives it, through its masks. */
+static u64 seen_value(Machine *m, const Row *r, int lane) {
+    const char *h = m->hook[r->place] + r->offset;
+    int bytes = r->size / LANES;
+    return (get(h + 2 * r->size, bytes, lane) & get(h, bytes, lane)) ^ get(h + r->size, bytes, lane);
+}
+
 /* What a fault at a hook does in a cycle, before anything is computed. */
 static void present(Machine *m, const Row *f, int lane, int t) {
     if (t == f->on) {
@@ -526,11 +533,12 @@ static void run_cycle(Machine *m, int t, int par, int lanes, int rows, const Row
 }
 
 /* input [cycles][input_bytes]: the lanes of each input slot, one slot after the other; memory [memories] ->
- * [words][lanes]; initial [slots]; trace [lanes][cycles + 1][kept] of the slots in `keep`, or NULL. Rows of fault f act
- * in lane f. */
+ * [words][lanes]; initial [slots]; trace [lanes][cycles + 1][kept + nets] of the slots in `keep` and of what the nets at
+ * `net` read, or NULL. Rows of fault f act in lane f. */
 void run_plain(Machine *m, int lanes, int cycles, int inputs, const int32_t *input_slot, const char *input,
                u64 **memory, const golden_t *initial, int rows, const Row *row, golden_t *trace, int kept,
-               const int32_t *keep) {
+               const int32_t *keep, int nets, const Row *net) {
+    for (int k = 0; k < nets; k++) m->hooks[net[k].place]++;
     for (int s = 0; s < m->slots; s++) if (m->is_state[s]) fill(m->value[0][s], m->bytes[s], initial[s]);
     for (int t = 0; t <= cycles; t++) {
         int par = t & 1;
@@ -543,9 +551,14 @@ void run_plain(Machine *m, int lanes, int cycles, int inputs, const int32_t *inp
         if (trace)
             for (int k = 0; k < kept; k++)
                 for (int l = 0; l < lanes; l++)
-                    trace[((int64_t)l * (cycles + 1) + t) * kept + k] =
+                    trace[((int64_t)l * (cycles + 1) + t) * (kept + nets) + k] =
                         (golden_t)get(m->value[par][keep[k]], m->bytes[keep[k]], l);
+        if (trace)
+            for (int k = 0; k < nets; k++)
+                for (int l = 0; l < lanes; l++)
+                    trace[((int64_t)l * (cycles + 1) + t) * (kept + nets) + kept + k] = (golden_t)seen_value(m, net + k, l);
     }
+    for (int k = 0; k < nets; k++) m->hooks[net[k].place]--;
     for (int r = 0; r < rows; r++) if (row[r].kind == AT_HOOK && row[r].off > cycles && row[r].on <= cycles) {
         m->hooks[row[r].place]--;
         set_hook(m, row + r, row[r].fault, ~0ull, 0);

@@ -240,6 +240,7 @@ class Simulator:
         initial: NDArray | None = None,
         keep: bool = True,
         slots: NDArray[np.int32] | None = None,
+        nets: NDArray | None = None,
     ) -> NDArray | None:
         """Compute everything in every cycle, a lane for each of ``runs``: the plain way.
 
@@ -250,9 +251,10 @@ class Simulator:
             initial: [slots] states at power-on.
             keep: give back the trace.
             slots: which slots are in the trace; all if absent.
+            nets: places of nets, which are in the trace behind the slots; none if absent.
 
         Returns:
-            [runs, cycles + 1, slots] in the golden type. In the last row only states count.
+            [runs, cycles + 1, slots and nets] in the golden type. In the last row only states count.
         """
         runs = np.arange(stimulus.runs) if runs is None else np.asarray(runs, np.int64)
         rows = np.zeros(0, ROW) if rows is None else rows
@@ -261,7 +263,12 @@ class Simulator:
         cycles = stimulus.cycles
         chosen_slots = np.arange(len(self.design.slots)) if slots is None else slots
         kept = np.ascontiguousarray(chosen_slots, np.int32)
-        trace = np.zeros((len(runs), cycles + 1, len(kept)), self.golden_type) if keep else None
+        seen = np.zeros(0 if nets is None else len(nets), ROW)
+        if nets is not None:
+            for column in nets.dtype.names or ():
+                seen[column] = nets[column]
+            self._prepare_hooks(seen)
+        trace = np.zeros((len(runs), cycles + 1, len(kept) + len(seen)), self.golden_type) if keep else None
         inputs = np.zeros(0, np.uint8)
         for first in range(0, len(runs), self.lanes):
             chosen, before = runs[first : first + self.lanes], runs[max(first - self.lanes, 0) : first]
@@ -284,6 +291,8 @@ class Simulator:
                 _at(trace[first : first + len(chosen)]) if trace is not None else None,
                 len(kept),
                 _at(kept),
+                len(seen),
+                _at(seen),
             )
         return trace
 
@@ -296,11 +305,11 @@ class Simulator:
         faults: int,
         drop: bool = False,
         group: int | None = None,
+        order: NDArray[np.int64] | None = None,
     ) -> Response:
         """Compute only what differs from a golden run, with the machines of many faults in the lanes.
 
         Args:
-        order: NDArray[np.int64] | None = None,
             trace: [cycles + 1, slots] of the golden run.
             memories: [words] of each memory at its start.
             watch: what is compared.
@@ -409,12 +418,6 @@ class Simulator:
         return value
 
 
-def _at(array: NDArray | None) -> Any:
-    return None if array is None else array.ctypes.data_as(ctypes.c_void_p)
-
-
-def _pointers(arrays: Sequence[NDArray]) -> Any:
-    return (ctypes.c_void_p * max(len(arrays), 1))(*[array.ctypes.data for array in arrays])
 def first_cycles(rows: NDArray, faults: int, never: int) -> NDArray[np.int32]:
     """[faults]: the cycle in which each begins to act, from rows of dtype ROW; ``never`` without rows."""
     if len(rows) == faults and np.array_equal(rows["fault"], np.arange(faults)):
@@ -424,3 +427,9 @@ def first_cycles(rows: NDArray, faults: int, never: int) -> NDArray[np.int32]:
     return start
 
 
+def _at(array: NDArray | None) -> Any:
+    return None if array is None else array.ctypes.data_as(ctypes.c_void_p)
+
+
+def _pointers(arrays: Sequence[NDArray]) -> Any:
+    return (ctypes.c_void_p * max(len(arrays), 1))(*[array.ctypes.data for array in arrays])

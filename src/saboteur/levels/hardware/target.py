@@ -21,7 +21,7 @@ from saboteur.faults.space import Faults, FaultSpace, Region
 from saboteur.levels.hardware.effects import bit_by_bit, one_effect_at_a_time, with_both_nets
 from saboteur.levels.hardware.importing import Netlist
 from saboteur.levels.hardware.models import Bits, mask_table, masks
-from saboteur.levels.hardware.netlist import Design, Node
+from saboteur.levels.hardware.netlist import Design, Node, Slot
 from saboteur.levels.hardware.simulate import PLACES, ROW, WAYS, Simulator, Stimulus, first_cycles
 from saboteur.levels.hardware.sites import PLACE, Group, Kind, Sites
 from saboteur.levels.hardware.spec import HardwareFault, HardwareTarget
@@ -463,13 +463,33 @@ class DesignTarget(Target):
         given = expected if ended else answers.outputs[0]
         return pa.Table.from_pylist([row for _, row in table] + [_spread("output", expected, given)])
 
-    def traces(self, rows: NDArray, run: int) -> tuple[NDArray, NDArray]:
-        """The golden and the faulty trace [cycles, slots] of one trial (rows with ``fault`` 0) in one run."""
+    def traces(self, rows: NDArray, run: int, nets: bool = False) -> tuple[NDArray, NDArray]:
+        """The golden and the faulty trace [cycles, signals] of one trial (rows with ``fault`` 0) in one run.
+
+        Signals are the slots of the design; with ``nets``, those of :attr:`inner_nets` follow.
+        """
         mine = one_effect_at_a_time(rows).copy()
-        mine["fault"] = 0
-        trace = self.simulator.run(self.stimulus, [run], mine)
+        mine["fault"] = 1
+        places = self._inner_nets[1] if nets else None
+        trace = self.simulator.run(self.stimulus, [run, run], mine, nets=places)
         assert trace is not None
-        return self.golden_trace(run)[:-1], trace[0, :-1]
+        return trace[0, :-1], trace[1, :-1]
+
+    @property
+    def inner_nets(self) -> list[Slot]:
+        """The nets that are no slots: what operators and gates drive for readers next to them only."""
+        return self._inner_nets[0]
+
+    @cached_property
+    def _inner_nets(self) -> tuple[list[Slot], NDArray]:
+        known = {slot.name for slot in self.simulator.design.slots}
+        found = [
+            (Slot(name, group.instance, group.width, "net"), place)
+            for group in self.sites.groups("nets").values()
+            for name, place in zip(group.names, group.places, strict=True)
+            if name not in known
+        ]
+        return [slot for slot, _ in found], np.array([place for _, place in found], PLACE)
 
 
 def safety_split(outcomes: pa.Table) -> dict[str, float]:
