@@ -323,23 +323,23 @@ def _spectral_norm(op: Mixing) -> float:
     whole patches, and r in how many patches a value can lie (Singla and Feizi, ICML 2021).
     """
     if not op.spatial:
-        return _matrix_norms(op.weight.double()[None]).item() * _ROUNDING
+        return _matrix_norms(op.weight.double()[None]).item() * ROUNDING
     if _is_large(op):
-        return math.sqrt(_patches_of_a_value(op)) * _matrix_norms(op.weight.flatten(1)[None].cpu()).item() * _ROUNDING
+        return math.sqrt(_patches_of_a_value(op)) * _matrix_norms(op.weight.flatten(1)[None].cpu()).item() * ROUNDING
     symbol, slack = _symbol(op.weight, op.stride, op.dilation)
-    return float(_matrix_norms(symbol).max()) * slack * _ROUNDING
+    return float(_matrix_norms(symbol).max()) * slack * ROUNDING
 
 
 def _channel_norms(op: Mixing) -> Tensor:
     """Upper bounds on ‖op‖₂ for deviations confined to one input channel: [channels in]."""
     if not op.spatial:
-        return op.weight.double().norm(dim=0).cpu() * _ROUNDING
+        return op.weight.double().norm(dim=0).cpu() * ROUNDING
     if _is_large(op):
         matrices = op.weight.transpose(0, 1).flatten(2).cpu()
-        return math.sqrt(_patches_of_a_value(op)) * _matrix_norms(matrices) * _ROUNDING
+        return math.sqrt(_patches_of_a_value(op)) * _matrix_norms(matrices) * ROUNDING
     symbol, slack = _symbol(op.weight, op.stride, op.dilation)
     phases = symbol.reshape(*symbol.shape[:2], op.weight.shape[1], -1).permute(2, 0, 1, 3)
-    return torch.stack([_matrix_norms(channel).max() for channel in phases]) * slack * _ROUNDING
+    return torch.stack([_matrix_norms(channel).max() for channel in phases]) * slack * ROUNDING
 
 
 def _is_large(op: Mixing) -> bool:
@@ -378,7 +378,7 @@ def residual_norm(first: Mixing, second: Mixing) -> float | None:
     best = min(multipliers, key=lambda multiplier: _block_norm(*coarse, multiplier, 0.0))
     samples = max(4, 24 * degree)
     short = 1 / math.cos(math.pi * degree / samples) ** 2 - 1
-    certified = _block_norm(*(_centred_symbol(op, samples) for op in (first, second)), best, short) * _ROUNDING
+    certified = _block_norm(*(_centred_symbol(op, samples) for op in (first, second)), best, short) * ROUNDING
     return min(certified, 1 + first.norm * second.norm)
 
 
@@ -392,7 +392,7 @@ def _block_norm(first: Tensor, second: Tensor, multiplier: float, short: float) 
     return math.sqrt((1 + max(largest, 0.0)) / (1 - short))
 
 
-_ROUNDING = 1 + 1e-4
+ROUNDING = 1 + 1e-4
 """Covers that gains are computed in floating point, and weights folded in single precision."""
 
 
