@@ -137,25 +137,6 @@ def tapped(
 @contextmanager
 def _functions_tapped(model: nn.Module, visit: Visit) -> Iterator[None]:
     active: list[tuple[str, nn.Module, bool]] = []
-    calls: Counter[str] = Counter()
-
-    class Functions(TorchFunctionMode):
-        def __torch_function__(self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-            output = function(*args, **(kwargs or {}))
-            name = getattr(function, "__name__", "").strip("_")
-            before = first_tensor(output)
-            if before is None or not active or not active[-1][2] or name in ("get", "set", ""):
-                return output
-            path, module, _ = active[-1]
-            stem = f"{name}#" if path == MODEL else f"{path}/{name}#"
-            event = Event(f"{stem}{calls[stem]}", 0, module, args, kwargs or {}, output)
-            calls[stem] += 1
-            result = visit(event)
-            if first_tensor(result) is not before and any(before is arg for arg in args):
-                before.copy_(first_tensor(result))
-                return output
-            return result
-
     with ExitStack() as stack:
         for path, module in named_modules(model).items():
             inner = bool(children(module)) or path == MODEL
@@ -168,5 +149,38 @@ def _functions_tapped(model: nn.Module, visit: Visit) -> Iterator[None]:
 
             stack.callback(module.register_forward_pre_hook(enter, prepend=True).remove)
             stack.callback(module.register_forward_hook(leave, always_call=True).remove)
-        stack.enter_context(Functions())
+        stack.enter_context(_Functions(visit, active))
         yield
+
+
+class _Functions(TorchFunctionMode):
+    """Sends the results of functions that inner modules call through ``visit``.
+
+    Not a class within a function: each such class is part of a cycle, and would keep all that ``visit`` has seen.
+
+    Args:
+        visit: sees the events.
+        active: the modules that are running, the innermost last: path, module and whether it is an inner one.
+    """
+
+    def __init__(self, visit: Visit, active: list[tuple[str, nn.Module, bool]]):
+        super().__init__()
+        self._visit = visit
+        self._active = active
+        self._calls: Counter[str] = Counter()
+
+    def __torch_function__(self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        output = function(*args, **(kwargs or {}))
+        name = getattr(function, "__name__", "").strip("_")
+        before = first_tensor(output)
+        if before is None or not self._active or not self._active[-1][2] or name in ("get", "set", ""):
+            return output
+        path, module, _ = self._active[-1]
+        stem = f"{name}#" if path == MODEL else f"{path}/{name}#"
+        event = Event(f"{stem}{self._calls[stem]}", 0, module, args, kwargs or {}, output)
+        self._calls[stem] += 1
+        result = self._visit(event)
+        if first_tensor(result) is not before and any(before is arg for arg in args):
+            before.copy_(first_tensor(result))
+            return output
+        return result
