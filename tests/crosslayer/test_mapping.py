@@ -135,9 +135,25 @@ class RowStationaryArray:
         self.window, self.cols = window, cols
         self.height = rows // window.kernel_rows * window.kernel_rows or rows
 
-    def product(self, a: np.ndarray, b: np.ndarray, hit: tuple | None = None) -> np.ndarray:
-        """``A @ B``; ``hit`` is (register, row, col, cycle, word, bit): one register's bit flips in one cycle."""
-        _, _, taps, out_rows, width, stride, *_ = self.window
+    def product(
+        self, a: np.ndarray, b: np.ndarray, hit: tuple | None = None, memory: tuple | None = None
+    ) -> np.ndarray:
+        """``A @ B``, with a fault.
+
+        Args:
+            a: operand.
+            b: operand.
+            hit: (register, row, col, cycle, word, bit): one register's bit flips in one cycle.
+            memory: (position, cells of A or B, cycle, bit): what is fetched of these cells from the cycle on is wrong.
+        """
+        position, cells, since, bit = memory or ("", set(), 0, 0)
+
+        def fetch(m: int, k: int, n: int, cycle: int, what: str) -> int:
+            value = int(a[m, k]) if what == "memory_a" else int(b[k, n])
+            cell = (m, k) if what == "memory_a" else (k, n)
+            return flipped(value, bit, 8) if position == what and cell in cells and cycle >= since else value
+
+        _, _, taps, out_rows, width, *_ = self.window
         filter_rows = len(b) // taps
         sums, cycle0 = np.zeros((len(a), b.shape[1]), np.int64), 1
         for n in range(b.shape[1]):
@@ -147,27 +163,27 @@ class RowStationaryArray:
                         out_row = first_row + col
                         north = np.zeros(width, np.int64)
                         for row in range(min(self.height, filter_rows - first)):
-                            lines = a[out_row * width : (out_row + 1) * width].reshape(width, -1, taps)[:, first + row]
-                            kernel = b[:, n].reshape(-1, taps)[first + row]
-                            north = self.one(lines, kernel, north, cycle0 + row, stride, (row, col), hit)
+                            corner = out_row * width, (first + row) * taps, n
+                            north = self.one(fetch, corner, north, cycle0 + row, (row, col), hit)
                         sums[out_row * width : (out_row + 1) * width, n] += north
                     cycle0 += taps * (1 + width)
         return sums
 
-    def one(self, lines, kernel, north, start, stride, where, hit):
+    def one(self, fetch, corner, north, start, where, hit):
         """One PE in one pass. A register changes just before the cycle from which it holds the new value."""
-        taps, width = len(kernel), len(lines)
+        _, _, taps, _, width, stride, *_ = self.window
+        m, k, n = corner
         filters, image, psum, out = [0] * taps, [0] * taps, 0, np.zeros(width, np.int64)
         held = {"filter": filters, "image": image}
         last = taps * (1 + width)
         for age in range(last + 1):
             x, s = divmod(age - taps, taps)
             if age < taps:
-                filters[age] = int(kernel[age])
+                filters[age] = fetch(m, k + age, n, start + age, "memory_b")
             elif age < last:
                 column = x * stride + s
                 if x == 0 or column > (x - 1) * stride + taps - 1:
-                    image[column % taps] = int(lines[x, s])
+                    image[column % taps] = fetch(m + x, k + s, n, start + age, "memory_a")
             if hit and hit[1:4] == (*where, start + age):
                 register, _, _, _, word, bit = hit
                 if register == "psum":

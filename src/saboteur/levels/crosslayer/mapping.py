@@ -609,7 +609,7 @@ def mapped(layer: LoweredLayer, dataflow: Dataflow, rows: int, cols: int) -> Map
 
 
 def window_of(layer: LoweredLayer) -> Window:
-    """The geometry of a layer; one that is no convolution is one of 1 × 1 on an image of k channels, m rows, 1 column."""
+    """The geometry of a layer; what is no convolution is one of 1 × 1 on an image of k channels and m rows of one."""
     return layer.window or Window(layer.k, 1, 1, layer.m, 1, 1, 0, layer.m, 1)
 
 
