@@ -33,10 +33,32 @@ def elaborate(folder: Path, text: str, top: str = "t") -> Design:
         ("module t(input a, output b);\nassign b = ;\nendmodule", r"broken\.v:2.*syntax error"),
         ("module t(input a, output b);\nmissing m(a, b);\nendmodule", r"missing"),
         ("module t(input a, input b, output y);\nassign y = a ? b : 1'bz;\nendmodule", r"broken\.v:2.*Z"),
-        ("module t(input a, inout b);\nassign b = a;\nendmodule", r"t\.b: a bidirectional port"),
+        ("module t(input a, inout b);\nassign b = a;\nendmodule", r"t\.b: a bidirectional port at broken\.v:1"),
+        ("module t(input a,\noutput y);\nassign y = 1'bz;\nendmodule", r"t\.y: is Z at broken\.v:2"),
+        (
+            "module t(input c, a, b,\noutput reg y);\n"
+            "always @(posedge c) y <= a;\nalways @(negedge c) y <= b;\nendmodule",
+            r"t\.y: has several drivers at broken\.v:2",
+        ),
+        (
+            "module t(input a, b, output logic y);\nalways_comb if (a) y = b;\nendmodule",
+            r"Latch inferred for signal.*broken\.v:2",
+        ),
+        (
+            "module t(input c, a, output reg q);\nalways @(posedge c) fork q <= a; join\nendmodule",
+            r"broken\.v:2: ERROR",
+        ),
+        (
+            "module t(input c, a, output reg q);\nreal r;\nalways @(posedge c) r = r + 0.5;\nendmodule",
+            r"broken\.v:2: ERROR",
+        ),
+        (
+            "module t(input c, a, output reg q);\nalways @(posedge c) begin q <= a; @(negedge c); end\nendmodule",
+            r"v:2: ERROR",
+        ),
         (
             "module t(input a, input b, output y);\nwire p = ~(a & q), q = ~(b & p);\nassign y = p;\nendmodule",
-            "loop.*[pq]",
+            r"loop.*[pq] at broken\.v:2",
         ),
     ],
 )
@@ -50,7 +72,7 @@ def test_loop_through_instances(tmp_path: Path) -> None:
         "module inverter(input a, output y);\nassign y = ~a;\nendmodule\n"
         "module t(output y);\nwire x;\ninverter u(x, y);\ninverter v(y, x);\nendmodule"
     )
-    with pytest.raises(TargetError, match=r"loop through .*[uv]\.y"):
+    with pytest.raises(TargetError, match=r"loop through .*[uv]\.y at broken\.v:2"):
         elaborate(tmp_path, text)
 
 
@@ -69,6 +91,8 @@ def test_names_with_spaces_and_includes(tmp_path: Path) -> None:
 def test_files(tmp_path: Path) -> None:
     with pytest.raises(TargetError, match="no file"):
         read_verilog([tmp_path / "none.v"], "t")
+    with pytest.raises(TargetError, match="parameters: counter has no parameter 'WIDTH'"):
+        read_verilog([DESIGNS / "counter.v"], "counter", parameters={"WIDTH": 8})
     with pytest.raises(TargetError, match="level"):
         read_verilog([DESIGNS / "counter.v"], "counter", "transistor")
     with pytest.raises(TargetError, match="cannot read"):

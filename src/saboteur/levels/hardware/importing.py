@@ -131,7 +131,11 @@ def read_verilog(
     try:
         design = _run_yosys([*read, *boxes, *finish], links | searched | cells)
     except TargetError as refused:
-        design = _read_by_slang([slang, *boxes, *finish], links | searched | cells, refused)
+        if unknown := re.search(r"find object for defparam `(.*?)[`']", str(refused)):
+            raise TargetError(f"parameters: {top} has no parameter {unknown[1]!r}") from None
+        if "Latch inferred" in str(refused):
+            raise
+        design = _read_by_slang([*boxes, slang, *finish], links | searched | cells, refused)
         modules = {name: _without_folders(module) for name, module in design["modules"].items()}
         design["modules"] = _merged_copies(modules, top)
     return _netlist(design, top, level, library)

@@ -124,9 +124,20 @@ class Module:
         self.ports: dict[str, tuple[str, list[Bit]]] = {}
         for port, entry in content["ports"].items():
             if entry["direction"] == "inout":
-                raise TargetError(f"{plain(name)}.{port}: a bidirectional port; split it into an input and an output")
+                where = _at(content["netnames"].get(port, {}).get("attributes", {}).get("src", ""))
+                raise TargetError(
+                    f"{plain(name)}.{port}: a bidirectional port{where}; split it into an input and an output"
+                )
             self.ports[port] = (entry["direction"], entry["bits"])
         self.names = _bit_names(content["netnames"])
+        self._declared: dict[Bit, str] = {}
+        for net in content["netnames"].values():
+            for bit in net["bits"] if not net.get("hide_name") else ():
+                self._declared.setdefault(bit, net.get("attributes", {}).get("src", ""))
+        for port, (direction, bits) in self.ports.items():
+            if direction == "output" and "z" in bits:
+                where = _at(content["netnames"].get(port, {}).get("attributes", {}).get("src", ""))
+                raise TargetError(f"{plain(name)}.{port}: is Z{where}; tri-state logic cannot be simulated")
         self._initial = _initial_values(content["netnames"])
         self._fresh = -1
         self.cells: list[Cell] = []
@@ -162,7 +173,7 @@ class Module:
     def _add(self, name: str, entry: Mapping[str, Any], known: set[str]) -> None:
         kind, connections = entry["type"], entry["connections"]
         source = entry.get("attributes", {}).get("src", "")
-        where = f"{plain(self.name)}: {kind} {plain(name)}" + (f" at {source}" if source else "")
+        where = f"{plain(self.name)}: {kind} {plain(name)}{_at(source)}"
         for port, bits in connections.items():
             if "z" in bits:
                 raise TargetError(f"{where}: port {port} reads Z; tri-state logic cannot be simulated")
@@ -193,7 +204,7 @@ class Module:
     def _add_library_cell(self, name: str, cell: LibraryCell, entry: Mapping[str, Any]) -> None:
         """Put the gates and flip-flops of a cell in its place."""
         source = entry.get("attributes", {}).get("src", "")
-        where = f"{plain(self.name)}: {entry['type']} {plain(name)}" + (f" at {source}" if source else "")
+        where = f"{plain(self.name)}: {entry['type']} {plain(name)}{_at(source)}"
         outer: dict[Bit, Bit] = {"0": "0", "1": "1", "x": "x"}
         for port, labels in cell.ports.items():
             outer |= dict(zip(labels, entry["connections"].get(port, ()), strict=False))
@@ -314,7 +325,7 @@ class Module:
             self._add_operator(Cell(cell.name, kind, parameters, reduced, cell.output, cell.source))
         else:
             raise TargetError(
-                f"{plain(self.name)}: {kind} {plain(cell.name)} at {cell.source}: on more than {WORD_BITS} bits; "
+                f"{plain(self.name)}: {kind} {plain(cell.name)}{_at(cell.source)}: on more than {WORD_BITS} bits; "
                 f"map it to gates first (techmap t:{kind})"
             )
 
@@ -363,7 +374,8 @@ class Module:
                 if isinstance(bit, str):
                     continue
                 if bit in self.drivers:
-                    raise TargetError(f"{plain(self.name)}.{self.name_of([bit])}: has several drivers")
+                    where = self._declared.get(bit, "")
+                    raise TargetError(f"{plain(self.name)}.{self.name_of([bit])}: has several drivers{_at(where)}")
                 self.drivers[bit] = (*driver, i)
 
         for port, (direction, bits) in self.ports.items():
@@ -545,11 +557,9 @@ class Module:
                 if k < len(before):
                     path.append((cell, k + 1))
                     if state[before[k]] == 1:
-                        cycle = [c for c, _ in path[[c for c, _ in path].index(before[k]) :]]
-                        raise TargetError(
-                            f"{plain(self.name)}: combinational loop through "
-                            + ", ".join(f"{self.name_of(self.cells[c].output)}" for c in cycle)
-                        )
+                        cells = [self.cells[c] for c, _ in path[[c for c, _ in path].index(before[k]) :]]
+                        named = dict.fromkeys(self.name_of(cell.output) + _at(cell.source) for cell in cells)
+                        raise TargetError(f"{plain(self.name)}: combinational loop through {', '.join(named)}")
                     if not state[before[k]]:
                         path.append((before[k], 0))
                 else:
@@ -999,7 +1009,7 @@ class Design:
             if step in path:
                 cycle = path[path.index(step) :]
                 names = [
-                    self.slots[slot].name
+                    self.slots[slot].name + _at(self.slots[slot].source)
                     for a, b in zip(cycle, [*cycle[1:], cycle[0]], strict=True)
                     for slot in nodes[a].reads
                     if slot in nodes[b].writes
@@ -1020,6 +1030,10 @@ class _Loop(Exception):
 def plain(name: str) -> str:
     """A name as its source has it: without Yosys' escapes and parameter hashes."""
     return name.rsplit("\\", 1)[-1]
+
+
+def _at(source: str) -> str:
+    return f" at {source}" if source else ""
 
 
 def _cut(bits: Sequence) -> list[list[int]]:
