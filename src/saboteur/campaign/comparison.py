@@ -71,8 +71,8 @@ def compare(a: Results, b: Results, criterion: str | None = None) -> Comparison:
             confidence=confidence,
             a=estimate_a,
             b=estimate_b,
-            faults=_independent(estimate_a, estimate_b),
-            inferences=_independent(a.estimate(judge_a, unit="inferences"), b.estimate(judge_b, unit="inferences"))
+            faults=difference_of(estimate_a, estimate_b),
+            inferences=difference_of(a.estimate(judge_a, unit="inferences"), b.estimate(judge_b, unit="inferences"))
             if by_inference
             else None,
             paired=0,
@@ -123,8 +123,11 @@ def _single_faults(results: Results, criterion: str) -> pa.Table:
     return pa.concat_tables(parts)
 
 
-def _independent(a: Estimate, b: Estimate) -> Difference:
-    """Difference a − b from two separate intervals (Newcombe, Statistics in Medicine 1998, 17:873, method 10)."""
+def difference_of(a: Estimate, b: Estimate) -> Difference:
+    """Difference a − b of independent samples, from their intervals.
+
+    Newcombe, Statistics in Medicine 1998, 17:873, method 10.
+    """
     best = np.asarray(a.best - b.best)
     low = best - np.hypot(a.best - a.low, b.high - b.best)
     high = best + np.hypot(a.high - a.best, b.best - b.low)
