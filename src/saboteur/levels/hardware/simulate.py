@@ -129,6 +129,7 @@ class Simulator:
         runtime.differences.argtypes = [ctypes.c_void_p]
         runtime.run_active.restype = ctypes.c_int64
         runtime.run_window.restype = ctypes.c_int64
+        runtime.changed_sums.restype = ctypes.c_int64
         return runtime
 
     def _make(self) -> int:
@@ -369,6 +370,14 @@ class Simulator:
         self._prepare_hooks(rows)
         machine = ctypes.c_void_p(self._machine)
         count = self._runtime.run_window(machine, ctypes.byref(stream), ctypes.byref(chunk), _pointers(memories))
+        return self._differences(count)
+
+    def changed_sums(
+        self, sums: NDArray[np.uint64], golden: NDArray[np.int64], image: NDArray[np.int32], width: int
+    ) -> NDArray:
+        """Sums that are not the golden ones, of dtype DIFFERENCE (see ``windows.c``)."""
+        machine, elements = ctypes.c_void_p(self._machine), sums.size // self.lanes
+        count = self._runtime.changed_sums(machine, len(image), elements, width, _at(sums), _at(golden), _at(image))
         return self._differences(count)
 
     def _differences(self, count: int) -> NDArray:

@@ -10,7 +10,7 @@ typedef struct { int32_t low, to, back, row, column, unused; u64 ones; } Piece; 
 typedef struct { int32_t cycle, lane; int64_t to; } Snapshot;
 
 typedef struct {
-    int32_t interval, inputs, fields, backs, words, bytes, width, tiles, head, references, keeps;
+    int32_t interval, inputs, fields, backs, words, bytes, width, tiles, head, references, row;
     int32_t columns, rows_of_c, a_groups;  /* words of A take so many groups of 8, those of B the rest */
     const int32_t *input_slot;
     const u64 *constant;               /* [interval][inputs], of a period in the middle */
@@ -39,7 +39,7 @@ typedef struct {
     const Row *row;                    /* in order of `on`; fault: lane; on, off: since the beginning of the window */
     const Snapshot *snapshot;          /* in order of cycle */
     golden_t *state;                   /* [to] states for snapshots; without any, [lanes] those that differ at the end */
-    golden_t *kept;                    /* [periods][keeps], with lane's first period at kept_of[lane]; or NULL */
+    golden_t *kept;                    /* [periods][row], with lane's first period at kept_of[lane]; or NULL */
     const golden_t *golden;            /* the same of the fault-free run: differences are listed; or NULL */
     const int64_t *kept_of;
     u64 *sums;                         /* [rows_of_c][columns][LANES]: added to; or NULL */
@@ -48,17 +48,24 @@ typedef struct {
     uint8_t *differs;                  /* [lanes]: state at the end */
 } Chunk;
 
+#if GATE
+#define EACH_TYPE(bytes, DO) DO(u64)
+#else
+#define EACH_TYPE BY_TYPE
+#endif
+
 /* -- operands ---------------------------------------------------------------------------------------------------- */
 
+/* Eight words of eight bytes, so that byte j of word i becomes byte i of word j. */
 static inline void transpose8(u64 *x) {
-    for (int step = 1; step < 8; step <<= 1) {
-        u64 mask = step == 1 ? 0x00ff00ff00ff00ffull : step == 2 ? 0x0000ffff0000ffffull : 0x00000000ffffffffull;
-        for (int i = 0; i < 8; i++) if (!(i & step)) {
-            u64 low = x[i], high = x[i + step];
-            x[i] = (low & mask) | ((high & mask) << 8 * step);
-            x[i + step] = ((low >> 8 * step) & mask) | (high & ~mask);
-        }
-    }
+#define SWAP(i, j, bits, mask) { u64 t = (x[i] >> bits ^ x[j]) & mask; x[j] ^= t; x[i] ^= t << bits; }
+#define SWAPS(a, b, c, d, step, bits, mask) \
+    SWAP(a, a + step, bits, mask) SWAP(b, b + step, bits, mask) SWAP(c, c + step, bits, mask) SWAP(d, d + step, bits, mask)
+    SWAPS(0, 1, 2, 3, 4, 32, 0x00000000ffffffffull)
+    SWAPS(0, 1, 4, 5, 2, 16, 0x0000ffff0000ffffull)
+    SWAPS(0, 2, 4, 6, 1, 8, 0x00ff00ff00ff00ffull)
+#undef SWAPS
+#undef SWAP
 }
 
 #if GATE
@@ -83,15 +90,15 @@ static void planes(char *out, const char *word, int width) {
 }
 #endif
 
-/* Words 8 g .. 8 g + 7 of all lanes, side by side; source [LANES] of the group. */
-static void interleave(char *out, const char *const *source, int bytes, int width) {
+/* Eight words of all lanes, side by side, from `at` bytes behind each lane's source. */
+static void interleave(char *out, const char *const *source, int64_t at, int bytes, int width) {
 #if GATE
     char row[8][LANES] __attribute__((aligned(64)));
 #endif
     if (bytes == 1) {
         for (int l = 0; l < LANES; l += 8) {
             u64 x[8];
-            for (int k = 0; k < 8; k++) memcpy(x + k, source[l + k], 8);
+            for (int k = 0; k < 8; k++) memcpy(x + k, source[l + k] + at, 8);
             transpose8(x);
 #if GATE
             for (int k = 0; k < 8; k++) memcpy(row[k] + l, x + k, 8);
@@ -107,7 +114,7 @@ static void interleave(char *out, const char *const *source, int bytes, int widt
     for (int k = 0; k < 8; k++)
         for (int l = 0; l < LANES; l++) {
             u64 x = 0;
-            memcpy(&x, source[l] + bytes * k, bytes);
+            memcpy(&x, source[l] + at + bytes * k, bytes);
 #if GATE
             for (int bit = 0; bit < width; bit++) put(out + 64 * (width * k + bit), 1, l, x >> bit);
 #else
@@ -124,7 +131,7 @@ static const char *block(const Stream *s, const char *blocks, const int32_t *of,
 /* The operands that are on inputs in phases low .. high - 1 of each lane's period. */
 static void fetch(const Stream *s, const Chunk *c, int step, int low, int high, char **operands) {
     const int groups = s->words / 8, row = GATE ? 64 * s->width : LANES * s->bytes;
-    const char *a[LANES], *b[LANES], *group[LANES];
+    const char *a[LANES], *b[LANES];
     for (int back = 0; back < s->backs; back++) {
         const int32_t *first = s->first_use + back * groups, *last = s->last_use + back * groups;
         int found = 0;
@@ -138,34 +145,60 @@ static void fetch(const Stream *s, const Chunk *c, int step, int low, int high, 
                 }
             const char *const *from = g < s->a_groups ? a : b;
             int64_t at = 8ll * s->bytes * (g < s->a_groups ? g : g - s->a_groups);
-            for (int l = 0; l < LANES; l++) group[l] = from[l] + at;
-            interleave(operands[back] + (int64_t)8 * g * row, group, s->bytes, s->width);
+            interleave(operands[back] + (int64_t)8 * g * row, from, at, s->bytes, s->width);
         }
     }
 }
 
-static inline void set_inputs(Machine *m, const Stream *s, int phase, char *const *operands) {
+/* What lies on the inputs: held [inputs] constants; `other` marks those that may hold something else. */
+typedef struct { u64 *held; uint8_t *other; int32_t *input_of; } Inputs;
+
+static Inputs make_inputs(const Machine *m, const Stream *s) {
+    Inputs in = {calloc(s->inputs + 1, sizeof(u64)), malloc(s->inputs + 1), malloc(sizeof(int32_t) * (m->slots + 1))};
+    memset(in.other, 1, s->inputs);
+    for (int k = 0; k < m->slots; k++) in.input_of[k] = -1;
+    for (int k = 0; k < s->inputs; k++) in.input_of[s->input_slot[k]] = k;
+    return in;
+}
+
+static inline const char *operand(const Stream *s, int phase, int field, char *const *operands) {
+    int64_t at = (int64_t)phase * s->fields + field;
+    return s->back[at] < 0 ? NULL : operands[s->back[at]] + (int64_t)s->word[at] * (GATE ? 64 * s->width : LANES * s->bytes);
+}
+
+static inline void set_inputs(Machine *m, const Stream *s, int phase, char *const *operands, Inputs in) {
+    enum { SHOWN = 2 };
     const u64 *constant = s->constant + (int64_t)phase * s->inputs;
-    const int32_t *back = s->back + (int64_t)phase * s->fields, *word = s->word + (int64_t)phase * s->fields;
-    for (int k = 0; k < s->inputs; k++) fill(m->value[0][s->input_slot[k]], m->bytes[s->input_slot[k]], constant[k]);
+    int partial = 0;
     for (int f = 0; f < s->fields; f++) {
-        if (back[f] < 0) continue;
-#if GATE
-        const char *lanes = operands[back[f]] + (int64_t)word[f] * 64 * s->width;
-        for (int k = s->wire_first[f]; k < s->wire_first[f + 1]; k++)
-            memcpy(m->value[0][s->wire[k].slot], lanes + 64 * s->wire[k].low, 64);
-#else
-        const char *lanes = operands[back[f]] + (int64_t)word[f] * LANES * s->bytes;
-        for (int k = s->wire_first[f]; k < s->wire_first[f + 1]; k++) {
+        const char *lanes = operand(s, phase, f, operands);
+        if (lanes)
+            for (int k = s->wire_first[f]; k < s->wire_first[f + 1]; k++) {
+                const Wire *w = s->wire + k;
+                if (!w->whole) { partial = 1; continue; }
+                memcpy(m->value[0][w->slot], lanes + (GATE ? 64 * w->low : 0), GATE ? 64 : LANES * s->bytes);
+                in.other[in.input_of[w->slot]] = SHOWN;
+            }
+    }
+    for (int k = 0; k < s->inputs; k++) {
+        if (in.other[k] != SHOWN && (in.other[k] || in.held[k] != constant[k])) {
+            fill(m->value[0][s->input_slot[k]], m->bytes[s->input_slot[k]], constant[k]);
+            in.held[k] = constant[k];
+        }
+        in.other[k] = in.other[k] == SHOWN;
+    }
+    for (int f = 0; f < s->fields && partial; f++) {
+        const char *lanes = operand(s, phase, f, operands);
+        for (int k = s->wire_first[f]; lanes && k < s->wire_first[f + 1]; k++) {
             const Wire *w = s->wire + k;
             char *to = m->value[0][w->slot];
-            if (w->whole) memcpy(to, lanes, LANES * s->bytes);
-            else for (int l = 0; l < LANES; l++) {
+            if (w->whole) continue;
+            in.other[in.input_of[w->slot]] = 1;
+            for (int l = 0; l < LANES; l++) {
                 u64 x = get(lanes, s->bytes, l) >> w->low & w->ones;
                 put(to, m->bytes[w->slot], l, get(to, m->bytes[w->slot], l) | x << w->shift);
             }
         }
-#endif
     }
 }
 
@@ -180,15 +213,24 @@ static int64_t state_words(const Machine *m) {
 
 static void load_states(Machine *m, const Chunk *c, u64 **memory) {
     const int64_t words = state_words(m);
+    const golden_t *from[LANES];
     int64_t k = 0;
+    for (int l = 0; l < c->lanes; l++) from[l] = c->start + c->start_of[l] * words;
     for (int s = 0; s < m->slots; s++) {
         if (!m->is_state[s]) continue;
-        for (int l = 0; l < c->lanes; l++) put(m->value[0][s], m->bytes[s], l, c->start[c->start_of[l] * words + k]);
+        char *v = m->value[0][s];
+#if GATE
+#define DO(T) for (int l = 0; l < c->lanes; l++) put(v, 1, l, from[l][k]);
+#else
+#define DO(T) for (int l = 0; l < c->lanes; l++) ((T *)v)[l] = (T)from[l][k];
+#endif
+        EACH_TYPE(m->bytes[s], DO)
+#undef DO
         k++;
     }
     for (int i = 0; i < m->memories; i++)
         for (int64_t w = 0; w < m->memory[i].words; w++, k++)
-            for (int l = 0; l < c->lanes; l++) memory[i][w * c->lanes + l] = c->start[c->start_of[l] * words + k];
+            for (int l = 0; l < c->lanes; l++) memory[i][w * c->lanes + l] = from[l][k];
 }
 
 static void store_state(Machine *m, int par, int lane, int lanes, u64 **memory, golden_t *to) {
@@ -199,19 +241,14 @@ static void store_state(Machine *m, int par, int lane, int lanes, u64 **memory, 
 
 static void compare_states(Machine *m, const Chunk *c, int par, u64 **memory) {
     const int64_t words = state_words(m);
-    int64_t k = 0;
-    for (int s = 0; s < m->slots; s++) {
-        if (!m->is_state[s]) continue;
-        for (int l = 0; l < c->lanes; l++)
-            if (c->end_of[l] >= 0 && get(m->value[par][s], m->bytes[s], l) != c->end[c->end_of[l] * words + k])
-                c->differs[l] = 1;
-        k++;
+    for (int l = 0; l < c->lanes; l++) {
+        if (c->end_of[l] < 0) continue;
+        const golden_t *end = c->end + c->end_of[l] * words;
+        for (int s = 0; s < m->slots && !c->differs[l]; s++)
+            if (m->is_state[s]) c->differs[l] = get(m->value[par][s], m->bytes[s], l) != *end++;
+        for (int i = 0; i < m->memories && !c->differs[l]; i++)
+            for (int64_t w = 0; w < m->memory[i].words; w++) c->differs[l] |= memory[i][w * c->lanes + l] != *end++;
     }
-    for (int i = 0; i < m->memories; i++)
-        for (int64_t w = 0; w < m->memory[i].words; w++, k++)
-            for (int l = 0; l < c->lanes; l++)
-                if (c->end_of[l] >= 0 && memory[i][w * c->lanes + l] != c->end[c->end_of[l] * words + k])
-                    c->differs[l] = 1;
 }
 
 /* -- results ----------------------------------------------------------------------------------------------------- */
@@ -241,15 +278,37 @@ static void keep_results(Machine *m, const Stream *s, const Chunk *c, int par, i
     for (int k = s->keep_first[phase]; k < s->keep_first[phase + 1]; k++) {
         int slot = s->keep_slot[k], bytes = m->bytes[slot];
         const char *v = m->value[par][slot];
+        const int64_t at = (int64_t)step * s->row + k;
         if (c->sums) add_up(m, s, c, par, step, k);
-        if (c->kept)
-            for (int l = 0; l < c->lanes; l++) c->kept[(c->kept_of[l] + step) * s->keeps + k] = (golden_t)get(v, bytes, l);
-        if (c->golden)
-            for (int l = 0; l < c->lanes; l++) {
-                u64 x = get(v, bytes, l);
-                if (x != c->golden[(c->kept_of[l] + step) * s->keeps + k]) emit(m, l, step, k, x);
-            }
+#if GATE
+#define DO(T) DO_GET((golden_t)get(v, bytes, l))
+#else
+#define DO(T) DO_GET(((const T *)v)[l])
+#endif
+#define DO_GET(value) for (int l = 0; l < c->lanes; l++) c->kept[c->kept_of[l] * s->row + at] = value;
+        if (c->kept) { EACH_TYPE(bytes, DO) }
+#undef DO_GET
+#define DO_GET(value) for (int l = 0; l < c->lanes; l++) \
+            if (value != c->golden[c->kept_of[l] * s->row + at]) emit(m, l, step, k, value);
+        if (c->golden) { EACH_TYPE(bytes, DO) }
+#undef DO_GET
+#undef DO
     }
+}
+
+/* Sums [elements][LANES] that are not the golden ones [images][elements], modulo 2 ** width: fault is the lane, output
+ * the element, value the difference. */
+int64_t changed_sums(Machine *m, int lanes, int elements, int width, const u64 *sums, const int64_t *golden,
+                     const int32_t *image) {
+    enum { TOGETHER = 8 };
+    m->differences = 0;
+    for (int first = 0; first < elements; first += TOGETHER)
+        for (int l = 0; l < lanes; l++)
+            for (int e = first; e < elements && e < first + TOGETHER; e++) {
+                u64 delta = sums[(int64_t)e * LANES + l] - (u64)golden[(int64_t)image[l] * elements + e];
+                if (delta << (64 - width)) emit(m, l, 0, e, delta);
+            }
+    return m->differences;
 }
 
 /* -- windows ----------------------------------------------------------------------------------------------------- */
@@ -269,6 +328,7 @@ int64_t run_window(Machine *m, const Stream *s, const Chunk *c, u64 **memory) {
     char *operands[s->backs];
     for (int back = 0; back < s->backs; back++) operands[back] = aligned_alloc(64, (int64_t)s->words * row + 64);
     Row *acting = malloc(sizeof(Row) * (c->rows + 1));
+    Inputs in = make_inputs(m, s);
     int active = 0, next_row = 0, next_snapshot = 0, special[LANES], like[LANES], specials = 0;
     m->differences = 0;
     load_states(m, c, memory);
@@ -289,20 +349,23 @@ int64_t run_window(Machine *m, const Stream *s, const Chunk *c, u64 **memory) {
             for (int l = 0; l < c->lanes; l++)
                 if ((like[specials] = reference(s, c->period[l] + step)) >= 0) special[specials++] = l;
         }
-        set_inputs(m, s, phase, operands);
+        set_inputs(m, s, phase, operands, in);
         for (int k = 0; k < specials; k++) {
             const int32_t *first = s->patch_first + (int64_t)like[k] * (s->interval + 1) + phase;
             for (int p = first[0]; p < first[1]; p++) {
                 int slot = s->input_slot[s->patch[p].input];
                 put(m->value[0][slot], m->bytes[slot], special[k], s->patch[p].value);
+                in.other[s->patch[p].input] = 1;
             }
         }
         for (; next_row < c->rows && c->row[next_row].on <= t; next_row++) acting[active++] = c->row[next_row];
         run_cycle(m, t, par, c->lanes, active, acting, memory);
         keep_results(m, s, c, par, step, phase);
         int kept = 0;
-        for (int r = 0; r < active; r++)
+        for (int r = 0; r < active; r++) {
+            if (acting[r].kind == AT_SLOT && in.input_of[acting[r].place] >= 0) in.other[in.input_of[acting[r].place]] = 1;
             if (acting[r].off > t + (acting[r].kind != AT_HOOK)) acting[kept++] = acting[r];
+        }
         active = kept;
         phase++;
     }
@@ -314,6 +377,6 @@ int64_t run_window(Machine *m, const Stream *s, const Chunk *c, u64 **memory) {
             if (c->differs[l]) store_state(m, c->cycles & 1, l, c->lanes, memory, c->state + l * words);
     }
     for (int back = 0; back < s->backs; back++) free(operands[back]);
-    free(acting);
+    free(acting); free(in.held); free(in.other); free(in.input_of);
     return m->differences;
 }
