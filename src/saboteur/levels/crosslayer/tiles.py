@@ -105,8 +105,10 @@ class ArraySimulator:
         layer = _layer(mapping, plan.schedule.shape, plan.tables, a[images], b[images] if len(b) > 1 else b)
         plan.windows.load(layer)
         stream = _Stream(plan, layer, mapping, which.astype(np.int64), rows)
-        golden = np.matmul(*(operand.astype(np.float64) for operand in (a[images], b[images] if len(b) > 1 else b)))
-        return _summed([*stream.transient(), *stream.lasting(golden.astype(np.int64))], mapping, self.array.acc_width)
+        found = stream.transient()
+        if stream.lasts:
+            found += stream.lasting(_products(a[images], b[images] if len(b) > 1 else b))
+        return _summed(found, mapping, self.array.acc_width)
 
     def stream(
         self,
@@ -255,10 +257,11 @@ class _Plan:
 
     def _wires(self, port: str, low: int) -> NDArray:
         width, found = self.array.data_width, []
+        gate = self.simulator.design.level == "gate"
         for slot, _, bits, at in self.simulator.design.inputs[port]:
             begin, end = max(at, low), min(at + bits, low + width)
             if begin < end:
-                whole = end - begin == width == bits and width in (8, 16, 32, 64)
+                whole = gate or (end - begin == width == bits and width in (8, 16, 32, 64))
                 found.append((slot, begin - at, begin - low, whole, (1 << (end - begin)) - 1))
         return np.array(found, WIRE)
 
@@ -385,6 +388,11 @@ class _Stream:
         short = off <= (on // self._interval + 1) * self._interval + plan.schedule.flush
         self._short, self._long = np.flatnonzero(acts & short), np.flatnonzero(acts & ~short)
 
+    @property
+    def lasts(self) -> bool:
+        """Whether any fault is longer than a window."""
+        return len(self._long) > 0
+
     # -- faults that are over within a window -----------------------------------------------------------------
 
     def transient(self) -> list[tuple[NDArray, ...]]:
@@ -504,27 +512,26 @@ class _Stream:
         """Errors of the other faults; golden is [images, m, n]."""
         plan, layer = self._plan, self._layer
         found = []
-        if not len(self._long):
-            return found
         chunk_rows = self._chunked(self._long, np.zeros(len(self._long), np.int64))
+        sums = np.zeros((layer.rows, layer.columns, self._lanes), np.uint64)
         for number, first in enumerate(range(0, len(self._long), self._lanes)):
             faults = self._long[first : first + self._lanes]
-            nowhere = np.zeros(len(faults), np.int32)
-            sums = np.zeros((layer.rows, layer.columns, self._lanes), np.uint64)
+            nowhere = np.zeros(len(faults), np.int64)
+            sums.fill(0)
             chunk = Chunk(
                 image=self._image[faults],
                 period=nowhere,
                 first=0,
                 cycles=plan.total,
                 start=plan.power_on,
-                start_of=nowhere.astype(np.int64),
+                start_of=nowhere,
                 rows=chunk_rows[number],
                 sums=sums,
             )
             plan.windows.run(chunk)
-            delta = np.moveaxis(sums[..., : len(faults)], 2, 0).view(np.int64) - golden[self._image[faults]]
-            lane, row, column = np.nonzero(_wrap(delta, plan.array.acc_width))
-            found.append((faults[lane], row, column, delta[lane, row, column]))
+            changed = plan.windows.changed(sums, golden, chunk.image, plan.array.acc_width)
+            row, column = np.divmod(changed["output"], layer.columns)
+            found.append((faults[changed["fault"]], row, column, changed["value"].view(np.int64)))
         return found
 
 
@@ -535,7 +542,7 @@ class _Golden:
         states: [count, words].
         start_of: int64 [windows]: which of the states each begins in.
         end_of: int64 [windows]: in which it would end; −1 at the end of the stream.
-        kept: [rows, keeps], results of periods.
+        kept: [rows, kept_row], results of periods.
         kept_of: int64 [windows]: the row of each window's first period.
     """
 
@@ -570,12 +577,12 @@ class _Golden:
         rank[order] = np.arange(len(order))
         chunk, lane = np.divmod(rank, lanes)
         longest_of = length[order[::lanes]]
-        rows_of = longest_of + more
+        rows_of = longest_of + more | 1
         sizes = np.minimum(lanes, len(order) - np.arange(len(longest_of)) * lanes)
         base = np.cumsum([0, *(rows_of * sizes)])
         lane_row = base[chunk] + lane * rows_of[chunk]
         kind = plan.simulator.golden_type
-        self.kept = np.zeros((int(base[-1]), plan.tables.keeps), kind)
+        self.kept = np.empty((int(base[-1]), plan.tables.kept_row), kind)
         at = period - first_period[part]
         self.kept_of = (lane_row[part] + at)[of]
         ends = period * interval + span < plan.total
@@ -599,7 +606,7 @@ class _Golden:
         by_time = np.lexsort((every["cycle"], chunk[owners]))
         every, owners = every[by_time], owners[by_time]
         bounds = np.searchsorted(chunk[owners], np.arange(len(longest_of) + 1))
-        self.states = np.zeros((len(every), plan.windows.state_words), kind)
+        self.states = np.empty((len(every), plan.windows.state_words), kind)
         for number, most in enumerate(longest_of.tolist()):
             mine = order[number * lanes : (number + 1) * lanes]
             plan.windows.run(
@@ -639,6 +646,13 @@ def _layer(mapping: Mapping, shape: tuple[int, int, int], tables: Tables, a: NDA
     a_blocks, a_of = cut(a, block.m, block.k, (m, k), tables.a_words)
     b_blocks, b_of = cut(b, block.k, block.n, (k, n), tables.words - tables.a_words)
     return Layer(a_blocks, b_blocks, a_of, b_of, block.m, block.n, mapping.m, mapping.n)
+
+
+def _products(a: NDArray, b: NDArray) -> NDArray[np.int64]:
+    """A @ B, exact: floating-point numbers hold integers of this size."""
+    largest = a.shape[-1] * int(np.iinfo(a.dtype).min) * int(np.iinfo(b.dtype).min)
+    kind = np.float32 if largest <= 1 << 24 else np.float64
+    return (a.astype(kind) @ b.astype(kind)).astype(np.int64)
 
 
 def _tiles(mapping: Mapping, shape: TileShape, a: NDArray, b: NDArray) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

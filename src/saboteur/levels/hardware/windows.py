@@ -19,6 +19,7 @@ PIECE = np.dtype([(name, "i4") for name in ("low", "to", "back", "row", "column"
 SNAPSHOT = np.dtype([("cycle", "i4"), ("lane", "i4"), ("to", "i8")])
 GROUP = 8
 """Operands are laid side by side in groups of so many words."""
+_LINE = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,9 +65,10 @@ class Tables:
     pieces: NDArray
 
     @property
-    def keeps(self) -> int:
-        """How many slots with results a period has."""
-        return len(self.keep_slots)
+    def kept_row(self) -> int:
+        """Length of a row that takes the results of a period; such that rows of many lanes do not share cache sets."""
+        lines = len(self.keep_slots) // _LINE + 1
+        return _LINE * (lines + 1 - lines % 2)
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,8 +110,8 @@ class Chunk:
         rows: of dtype ROW, in order of ``on``; ``fault`` is the lane; cycles count from the beginning of the window.
         snapshots: of dtype SNAPSHOT, in order of ``cycle``: which states are put into ``states``.
         states: [to, words].
-        kept: [rows, keeps]: results are put here, a row a period; the lane's first is row ``kept_of[lane]``.
-        golden: [rows, keeps]: results are compared with these.
+        kept: [rows, kept_row]: results are put here, a row a period; the lane's first is row ``kept_of[lane]``.
+        golden: [rows, kept_row]: results are compared with these.
         kept_of: [lanes].
         sums: uint64 [rows, columns, lanes of the simulator]: elements of C are added up here.
         end: [states, words]: states to compare with at the end.
@@ -152,7 +154,7 @@ class Windows:
             setattr(stream, name, getattr(t, name))
         stream.inputs, stream.fields, stream.backs = len(t.input_slots), t.back.shape[1], t.spill + 1
         stream.width, stream.bytes, stream.head = t.operand_bits, lane_bytes(t.operand_bits, "word"), t.spill + 1
-        stream.keeps, stream.a_groups = t.keeps, t.a_words // GROUP
+        stream.row, stream.a_groups = t.kept_row, t.a_words // GROUP
         patches, first = self._patches()
         keep_first = np.searchsorted(t.keep_phase, np.arange(t.interval + 1))
         uses = self._uses()
@@ -251,6 +253,20 @@ class Windows:
         memories = [np.zeros((memory.words, lanes), np.uint64) for memory in simulator.design.memories]
         return simulator.run_window(self._stream, given, chunk.rows, memories), differs
 
+    def changed(self, sums: NDArray[np.uint64], golden: NDArray[np.int64], image: Integers, width: int) -> NDArray:
+        """Elements of C that differ from the golden ones modulo 2 ** ``width``.
+
+        Args:
+            sums: [rows, columns, lanes of the simulator], as a chunk has added them up.
+            golden: [images, rows, columns].
+            image: [lanes], index into ``golden``.
+            width: of a sum in bits.
+
+        Returns:
+            Rows of DIFFERENCE: ``fault`` is the lane, ``output`` the element counted flat, ``value`` the difference.
+        """
+        return self._simulator.changed_sums(sums, golden, np.ascontiguousarray(image, np.int32), width)
+
 
 class _Stream(ctypes.Structure):
     """``Stream`` of windows.c."""
@@ -260,7 +276,7 @@ class _Stream(ctypes.Structure):
             (name, ctypes.c_int32)
             for name in (
                 *("interval", "inputs", "fields", "backs", "words", "bytes", "width", "tiles", "head", "references"),
-                *("keeps", "columns", "rows_of_c", "a_groups"),
+                *("row", "columns", "rows_of_c", "a_groups"),
             )
         ),
         *(
