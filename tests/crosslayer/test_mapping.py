@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
+from pathlib import Path
+from xml.etree import ElementTree
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -20,6 +24,7 @@ from saboteur.levels.crosslayer.mapping import (
 )
 from saboteur.levels.hardware import designs
 
+DOCS = Path(__file__).resolve().parents[2] / "docs"
 SIZE = st.integers(1, 7)
 SYSTOLIC = [(OutputStationary, designs.OutputStationary), (WeightStationary, designs.WeightStationary)]
 
@@ -265,3 +270,44 @@ def test_sizes_and_names_that_cannot_be_are_named() -> None:
         OutputStationary(2, 2, 1, 1, 1).reach("sum", [0], [0], [0])
     with pytest.raises(TargetError, match="does not fit m = 3 and k = 9"):
         RowStationary(2, 2, 3, 9, 1, Window(1, 3, 3, 2, 2, 1, 0, 4, 4))
+
+
+def labels(picture: Path) -> list[str | None]:
+    return [element.text for element in ElementTree.parse(picture).iter("{http://www.w3.org/2000/svg}text")]
+
+
+def test_the_pictures_of_the_documentation_are_up_to_date(tmp_path: Path) -> None:
+    spec = importlib.util.spec_from_file_location("draw_mappings", DOCS / "draw_mappings.py")
+    assert spec is not None
+    assert spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    for drawn in script.draw(tmp_path):
+        assert labels(drawn) == labels(DOCS / drawn.name)
+
+
+def test_a_picture_shows_the_operands_of_every_pe(tmp_path: Path) -> None:
+    mapping = OutputStationary(2, 2, 4, 3, 4)
+    mapping.picture(tmp_path / "tile.svg", tile=3, pe=(1, 1), cycle=1 + 3 * 5 + 1 + 2)
+    shown = labels(tmp_path / "tile.svg")
+    assert "tile 3 of 4: m 2…3, k 0…2, n 2…3" in shown
+    for place, k in (((0, 0), 2), ((0, 1), 1), ((1, 0), 1), ((1, 1), 0)):
+        m, n = 2 + place[0], 2 + place[1]
+        assert {f"{m},{k}", f"{k},{n}", f"{m},{n}"} <= set(shown)
+    mapping.picture(tmp_path / "again.svg", tile=3, pe=(1, 1), cycle=1 + 3 * 5 + 1 + 2)
+    assert (tmp_path / "again.svg").read_bytes() == (tmp_path / "tile.svg").read_bytes()
+    mapping.picture(tmp_path / "tile.png")
+    assert (tmp_path / "tile.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"tile": 4}, "tile is 4; this layer has tiles 0 to 3"),
+        ({"pe": (2, 0)}, r"pe is \(2, 0\); the array has 2 × 2"),
+        ({"cycle": 24}, "cycle is 24; the stream has cycles 0 to 23"),
+    ],
+)
+def test_a_picture_of_what_is_not_there_is_refused(tmp_path: Path, arguments: dict, message: str) -> None:
+    with pytest.raises(TargetError, match=message):
+        OutputStationary(2, 2, 4, 3, 4).picture(tmp_path / "tile.svg", **arguments)

@@ -410,7 +410,7 @@ def shipped(name: str) -> Architecture:
 def component_fit_rate(*, bits: int, raw_fit_per_bit: float, sdc_probability: float, occupancy: float = 1.0) -> float:
     """Failures in 10⁹ hours that upsets of one component cause: ``FIT = raw FIT per bit · bits · P(SDC)``.
 
-    Li et al., SC 2017, equation 1; an accelerator's rate is the sum over its components.
+    After Li et al., SC 2017; an accelerator's rate is the sum over its components.
 
     Args:
         bits: size of the component.

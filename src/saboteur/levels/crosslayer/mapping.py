@@ -29,6 +29,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
@@ -193,6 +194,33 @@ class Mapping(ABC):
         """How many words a register has in each PE."""
         del register
         return 1
+
+    def picture(self, path: Path | str, tile: int = 0, pe: tuple[int, int] = (0, 0), cycle: int | None = None) -> None:
+        """Draw one tile: its blocks in A, B and C, the array in one cycle, and one PE over time.
+
+        Args:
+            path: of the picture; the suffix says how, such as ``.svg`` or ``.png``.
+            tile: which one.
+            pe: row and column of the PE whose registers are shown over time.
+            cycle: of the stream; the one in which the most PEs work on the tile if absent.
+
+        Raises:
+            TargetError: when the tile, the PE or the cycle is not there.
+        """
+        from saboteur.levels.crosslayer import picture
+
+        if not 0 <= tile < self.tiles:
+            raise TargetError(f"tile is {tile}; this layer has tiles 0 to {self.tiles - 1}")
+        if not (0 <= pe[0] < self.rows and 0 <= pe[1] < self.cols):
+            raise TargetError(f"pe is {pe}; the array has {self.rows} × {self.cols}")
+        if cycle is None:
+            first = self.first_cycle(next(iter(self.registers)), self.rows - 1, self.cols - 1)
+            cycles = self.start(tile) - RESET_CYCLES + first + np.arange(self.interval)
+            row, col = (axis[..., None] for axis in np.indices((self.rows, self.cols)))
+            cycle = int(cycles[(self.operation(row, col, cycles).m >= 0).sum((0, 1)).argmax()])
+        if not 0 <= cycle < self.cycles:
+            raise TargetError(f"cycle is {cycle}; the stream has cycles 0 to {self.cycles - 1}")
+        picture.draw(self, path, tile, pe, cycle)
 
     def _checked(self, register: str, *columns: ArrayLike) -> list[Integers]:
         if register not in self.registers:
