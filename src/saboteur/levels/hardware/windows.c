@@ -321,6 +321,28 @@ static int reference(const Stream *s, int period) {
     return period < s->tiles ? -1 : period - skipped;
 }
 
+/* A slot in which a fault acts, found once. */
+typedef struct { char *value[2]; int32_t bytes, lane, off, input; u64 a, x; } Forced;
+
+static Forced make_forced(const Machine *m, const Row *row, Inputs in) {
+    char *const *value[2] = {m->value[0], m->value[1]};
+    return (Forced){{value[0][row->place], value[1][row->place]}, m->bytes[row->place], row->fault, row->off,
+                    in.input_of[row->place], row->a, row->x};
+}
+
+static int force_slots(Forced *forced, int count, int t, int par, Inputs in) {
+    int kept = 0;
+    for (int r = 0; r < count; r++) {
+        Forced f = forced[r];
+        if (t >= f.off) continue;
+        put(f.value[par], f.bytes, f.lane, (get(f.value[par], f.bytes, f.lane) & f.a) ^ f.x);
+        if (f.input >= 0) in.other[f.input] = 1;
+        if (kept != r) forced[kept] = f;
+        kept++;
+    }
+    return kept;
+}
+
 /* Differences are appended to those of the machine: fault is the lane, cycle the period since the first, output the
  * number of the result. */
 int64_t run_window(Machine *m, const Stream *s, const Chunk *c, u64 **memory) {
@@ -329,7 +351,8 @@ int64_t run_window(Machine *m, const Stream *s, const Chunk *c, u64 **memory) {
     for (int back = 0; back < s->backs; back++) operands[back] = aligned_alloc(64, (int64_t)s->words * row + 64);
     Row *acting = malloc(sizeof(Row) * (c->rows + 1));
     Inputs in = make_inputs(m, s);
-    int active = 0, next_row = 0, next_snapshot = 0, special[LANES], like[LANES], specials = 0;
+    Forced *forced = malloc(sizeof(Forced) * (c->rows + 1));
+    int forcing = 0, active = 0, next_row = 0, next_snapshot = 0, special[LANES], like[LANES], specials = 0;
     m->differences = 0;
     load_states(m, c, memory);
     const int64_t words = state_words(m);
@@ -358,14 +381,17 @@ int64_t run_window(Machine *m, const Stream *s, const Chunk *c, u64 **memory) {
                 in.other[s->patch[p].input] = 1;
             }
         }
-        for (; next_row < c->rows && c->row[next_row].on <= t; next_row++) acting[active++] = c->row[next_row];
+        for (; next_row < c->rows && c->row[next_row].on <= t; next_row++) {
+            const Row *r = c->row + next_row;
+            if (r->kind == AT_SLOT) forced[forcing++] = make_forced(m, r, in);
+            else acting[active++] = *r;
+        }
+        forcing = force_slots(forced, forcing, t, par, in);
         run_cycle(m, t, par, c->lanes, active, acting, memory);
         keep_results(m, s, c, par, step, phase);
         int kept = 0;
-        for (int r = 0; r < active; r++) {
-            if (acting[r].kind == AT_SLOT && in.input_of[acting[r].place] >= 0) in.other[in.input_of[acting[r].place]] = 1;
+        for (int r = 0; r < active; r++)
             if (acting[r].off > t + (acting[r].kind != AT_HOOK)) acting[kept++] = acting[r];
-        }
         active = kept;
         phase++;
     }
@@ -377,6 +403,6 @@ int64_t run_window(Machine *m, const Stream *s, const Chunk *c, u64 **memory) {
             if (c->differs[l]) store_state(m, c->cycles & 1, l, c->lanes, memory, c->state + l * words);
     }
     for (int back = 0; back < s->backs; back++) free(operands[back]);
-    free(acting); free(in.held); free(in.other); free(in.input_of);
+    free(acting); free(forced); free(in.held); free(in.other); free(in.input_of);
     return m->differences;
 }
