@@ -108,7 +108,7 @@ def test_stuck_weight_bit_changes_its_products() -> None:
     assert np.array_equal(found.delta, delta[delta != 0])
 
 
-SIZES = [(7, 8, 5), (2, 1, 1), (9, 3, 4), (5, 1, 9), (3, 20, 2), (8, 2, 4), (31, 4, 8), (1, 30, 3)]
+SIZES = [(7, 8, 5), (1, 1, 1), (2, 1, 1), (9, 3, 4), (5, 1, 9), (3, 20, 2), (8, 2, 4), (31, 4, 8), (1, 30, 3)]
 
 
 @pytest.mark.parametrize("dataflow", ARRAYS)
@@ -119,7 +119,7 @@ def test_upsets_equal_the_stream(dataflow: str, sizes: tuple[int, int, int]) -> 
     rows = upsets(array, array.cycles(mapping), 300)
     image = np.random.default_rng(2).integers(0, 3, len(rows))
     plain = array.stream(mapping, a, b, image, rows)
-    assert len(plain.fault) > 15
+    assert len(plain.fault) > 5
     same(array.errors(mapping, a, b, image, rows), plain)
 
 

@@ -1,8 +1,8 @@
 """What faults in an array leave in the sums of a layer.
 
 A layer's tiles go through the array one after the other, one a *period* (:class:`.arrays.Schedule`). Only the *window*
-of a fault is simulated: from the cycle of the fault, or a few before it, until its period and what the array still owes of
-it are over. The state at its beginning comes from a fault-free run that begins as many periods earlier as the array
+of a fault is simulated: from the cycle of the fault, or a few before it, until its period and what the array still owes
+of it are over. The state at its beginning comes from a fault-free run that begins as many periods earlier as the array
 remembers, which is tried out. A machine whose state differs from the fault-free run's at the end of its window goes on,
 period by period, until it does not. Faults that last longer than a window run through the whole stream. Every result
 that differs is an error: nothing is approximate.
@@ -329,8 +329,9 @@ class _Plan:
                 f"array: element ({row}, {column}) of tile {tile} of a stream of random tiles is not A @ B; check "
                 "stimulus and result of the adapter"
             )
+        always = self.shape.tiles + schedule.spill
         if self.shape.tiles < schedule.reference_tiles:
-            return self.shape.tiles
+            return always
         states = []
         for start in (np.zeros((1, windows.state_words), np.uint64), self._random_states(generator)):
             snapshots = np.zeros(_LONGEST_MEMORY * _TRIED_LANES, SNAPSHOT)
@@ -345,7 +346,7 @@ class _Plan:
             windows.run(Chunk(lanes, period, 0, cycles, start, start_of, snapshots=snapshots, states=found))
             states.append(found.reshape(_LONGEST_MEMORY, -1))
         forgotten = (states[0] == states[1]).all(axis=1)
-        return int(np.flatnonzero(~forgotten).max(initial=-1)) + 2 if forgotten[-1] else self.shape.tiles
+        return int(np.flatnonzero(~forgotten).max(initial=-1)) + 2 if forgotten[-1] else always
 
     @cached_property
     def power_on(self) -> NDArray:
@@ -476,7 +477,7 @@ class _Stream:
         rows["on"] -= begin[at].astype(np.int32)
         rows["off"] -= begin[at].astype(np.int32)
         chunk, rows["fault"] = np.divmod(at, self._lanes)
-        order = np.lexsort((rows["on"], chunk))
+        order = np.lexsort((rows["place"], rows["on"], chunk))
         rows, chunk = rows[order], chunk[order]
         bounds = np.searchsorted(chunk, np.arange(-(-len(faults) // self._lanes) + 1))
         return [rows[low:high] for low, high in pairwise(bounds.tolist())]
