@@ -13,7 +13,7 @@ position         one word                                   what still reads it 
                                                             until the last tile's comes
 ``entry_a``      for each row of the array                  the row's products of the operand that enters
 ``entry_b``      for each column                            the column's products of the operand that enters
-``operand_a``    in each PE (a register file may have more) the products from this PE and cycle on, in all PEs that the
+``operand_a``    in each PE, or more in a file              the products from this PE and cycle on, in all PEs that the
                                                             operand moves to
 ``operand_b``    likewise                                   likewise
 ``sum``          in each PE                                 the element of C that the sum becomes a part of
