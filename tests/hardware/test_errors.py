@@ -142,9 +142,37 @@ def test_undriven_nets(tmp_path: Path) -> None:
         return DesignTarget(read_verilog([source], top), stimulus, Observation((Observed(port),)))
 
     for top in ("t", "n"):
-        with pytest.raises(TargetError, match=r"y is unknown \(X\) in cycle 0: .* or on a net that nothing drives"):
+        with pytest.raises(TargetError, match=r"y is unknown \(X\) in cycle 0: .*, or on a net that nothing drives"):
             opened(top, "y").golden()
     assert (opened("t", "z").golden().outputs == 1).all()
+
+
+def test_unknown_words_and_values(tmp_path: Path) -> None:
+    """Words of a memory that nothing wrote, and X where it is chosen; a register of one bit is found as well."""
+    source = tmp_path / "unknown.v"
+    source.write_text(
+        "module ram(input clk, we, input [1:0] a, input [7:0] d, output [7:0] q);\n"
+        "reg [7:0] m [0:3];\ninitial m[2] = 8'd9;\n"
+        "always @(posedge clk) if (we) m[a] <= d;\nassign q = m[a];\nendmodule\n"
+        "module pick(input [1:0] a, input [7:0] d, output reg [7:0] q);\n"
+        "always @* case (a) 2'd0: q = d; 2'd1: q = ~d; 2'd2: q = d + 8'd1; default: q = 8'bx; endcase\nendmodule\n"
+        "module bit_(input clk, input a, output q);\nreg r;\n"
+        "always @(posedge clk) r <= r;\nassign q = r & a;\nendmodule\n"
+    )
+
+    def golden(top: str, **inputs: list[int]) -> list[int]:
+        stimulus = Stimulus({port: np.array([words], np.uint64) for port, words in inputs.items()})
+        target = DesignTarget(read_verilog([source], top), stimulus, Observation((Observed("q"),)))
+        return target.golden().outputs[0].tolist()
+
+    assert golden("ram", a=[2, 2, 2], we=[0, 1, 0], d=[1, 7, 0]) == [9, 9, 7]
+    with pytest.raises(TargetError, match=r"q is unknown \(X\) in cycle 1: it depends on a register or memory"):
+        golden("ram", a=[2, 1, 2], we=[0, 1, 0], d=[1, 7, 0])
+    assert golden("pick", a=[0, 1, 2], d=[3, 3, 3]) == [3, 252, 4]
+    with pytest.raises(TargetError, match=r"q is unknown \(X\) in cycle 2: .* on X"):
+        golden("pick", a=[0, 1, 3], d=[3, 3, 3])
+    with pytest.raises(TargetError, match=r"q is unknown \(X\) in cycle 2"):
+        golden("bit_", a=[0, 0, 1])
 
 
 def test_black_boxes(tmp_path: Path) -> None:

@@ -74,6 +74,8 @@ class Memory:
     width: int
     offset: int
     initial: list[int]
+    unknown: list[int]
+    """The bits of each word that the source does not set."""
     reads: list[tuple[list[Bit], list[Bit]]]
     """(address, data) of each read port."""
     writes: list[tuple[list[Bit], list[Bit], list[Bit]]]
@@ -345,11 +347,14 @@ class Module:
         ]
         self.clocks |= {clock: where for clock in clocks if clock not in self.clocks}
         image = _digits(parameters["INIT"]) if isinstance(parameters["INIT"], str) else ""
-        image = image.replace("x", "0").replace("z", "0").ljust(width * words, "0")
+        image = image.ljust(width * words, "0" if "1" in image or "0" in image else "x")
+        unset = image.replace("1", "0").replace("x", "1").replace("z", "1")
+        image = image.replace("x", "0").replace("z", "0")
         title = plain(str(parameters.get("MEMID", name)))
         for part in _cut(list(range(width))):
             low, bits = part[0], len(part)
-            initial = [int(image[w * width + low : w * width + low + bits][::-1] or "0", 2) for w in range(words)]
+            starts = range(low, low + width * words, width)
+            initial, unknown = ([int(digits[k : k + bits][::-1], 2) for k in starts] for digits in (image, unset))
 
             def column(port: str, k: int, part: list[int] = part) -> list[Bit]:
                 return [connections[port][k * width + i] for i in part]
@@ -364,7 +369,7 @@ class Module:
             ]
             label = title if bits == width else f"{title}[{low + bits - 1}:{low}]"
             offset = _number(parameters.get("OFFSET", 0))
-            self.memories.append(Memory(label, words, bits, offset, initial, reads, writes, clocks))
+            self.memories.append(Memory(label, words, bits, offset, initial, unknown, reads, writes, clocks))
 
     def _index_drivers(self) -> None:
         self.drivers: dict[Bit, tuple] = {}
@@ -388,7 +393,22 @@ class Module:
                 drive(data, "memory", (i, k))
 
     def connect_children(self, modules: Mapping[str, Module]) -> None:
-        """Learn which connections of child instances are their outputs, and which bits nothing drives."""
+        """Learn which connections of child instances are their outputs, and which bits are unknown.
+
+        These are bits that nothing drives, and X: a state that nothing ever sets, so that what depends on them shows
+        in golden runs that begin with other states.
+        """
+
+        def distinct(bits: list[Bit]) -> list[Bit]:
+            return [self._new()[0] if bit == "x" else bit for bit in bits]
+
+        for cell in self.cells:
+            cell.inputs = {port: distinct(bits) for port, bits in cell.inputs.items()}
+        for memory in self.memories:
+            memory.writes = [(distinct(a), distinct(data), distinct(enable)) for a, data, enable in memory.writes]
+        self.ports = {port: (direction, distinct(bits)) for port, (direction, bits) in self.ports.items()}
+        for _, connections in self.children.values():
+            connections |= {port: distinct(bits) for port, bits in connections.items()}
         read = [bit for cell in self.cells for bits in cell.inputs.values() for bit in bits]
         read += [bit for direction, bits in self.ports.values() if direction == "output" for bit in bits]
         read += self.memory_bits()
@@ -406,11 +426,12 @@ class Module:
                     for i, bit in enumerate(bits):
                         if isinstance(bit, int):
                             self.drivers.setdefault(bit, ("child", (name, port), i))
-        store = "$ff" if self.level == "word" else "$_FF_"
-        for bit in dict.fromkeys(read):
-            if isinstance(bit, int) and bit not in self.drivers:
-                self.drivers[bit] = "state", len(self.cells), 0
-                self.cells.append(Cell("$undriven", store, {}, {"D": [bit]}, [bit], pins={}))
+        store, width = ("$ff", WORD_BITS) if self.level == "word" else ("$_FF_", 1)
+        unknown = [bit for bit in dict.fromkeys(read) if isinstance(bit, int) and bit not in self.drivers]
+        for first in range(0, len(unknown), width):
+            word = unknown[first : first + width]
+            self.drivers |= {bit: ("state", len(self.cells), i) for i, bit in enumerate(word)}
+            self.cells.append(Cell("$unknown", store, {}, {"D": list[Bit](word)}, word, pins={}))
 
     def name_of(self, bits: Sequence[Bit]) -> str:
         """What the source calls these bits: ``acc``, or ``acc[7:0]`` for a part."""
@@ -676,6 +697,7 @@ class FlatMemory:
     width: int
     offset: int
     initial: list[int]
+    unknown: list[int]
     writes: list[tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]] = field(default_factory=list)
     """Slots of (address, data, enable of each bit) for each port."""
 
@@ -901,7 +923,7 @@ class Design:
             return tuple(self._word(path, [bits[j] for j in part]) for part in parts)
 
         name = f"{path}.{memory.name}" if path else memory.name
-        flat = FlatMemory(name, path, memory.words, memory.width, memory.offset, memory.initial)
+        flat = FlatMemory(name, path, memory.words, memory.width, memory.offset, memory.initial, memory.unknown)
         for k, (address, data) in enumerate(memory.reads):
             starts = range(len(data)) if self.level == "gate" else range(0, len(data), WORD_BITS)
             slots = tuple(self._slot_of[(path, "memory", i, k, low)] for low in starts)

@@ -107,7 +107,7 @@ class HardwareTarget(TargetSpec):
     outputs: tuple[str | OutputPort, ...] = ()
     valid: str | None = Field(default=None, description="the output that is 1 when the outputs count")
     first_cycle: Annotated[int, Field(ge=0)] = Field(
-        default=0, description="look at outputs, and let faults begin, from this cycle on: after the reset"
+        default=0, description="look at outputs and alarms, and let faults begin, from this cycle on: after the reset"
     )
     alarms: tuple[str, ...] = Field(default=(), description="outputs of safety mechanisms, 1 when they detect an error")
     answer: Literal["values", "logits"] = Field(default="values", description="how the outputs are read")

@@ -2,7 +2,7 @@
 
 The *answer* of a run is a row of numbers: the values of output ports, or of equal lanes of them, in the cycles in
 which they are looked at: given cycles, or those in which a ``valid`` output is 1. A machine that gives fewer words
-than the golden one within the cycles of the run *hangs*; one in which an alarm output is 1 in any cycle is
+than the golden one within the cycles of the run *hangs*; one in which an alarm output is 1 once out of reset is
 *detected*, with the latency from the fault to the first alarm.
 """
 
@@ -89,13 +89,15 @@ class Observer:
         simulator: of the design.
         observation: what is looked at.
         cycles: of a run.
+        first_cycle: alarms are heeded from then on, when the design is out of reset.
 
     Raises:
         TargetError: for an unknown port (with near names), lanes that do not divide it, or a strobe of another shape.
     """
 
-    def __init__(self, simulator: Simulator, observation: Observation, cycles: int):
+    def __init__(self, simulator: Simulator, observation: Observation, cycles: int, first_cycle: int = 0):
         self._simulator, self._observation, self._cycles = simulator, observation, cycles
+        self._first = first_cycle
         self._numbers: list[tuple[Pieces, int, bool]] = []
         for observed in observation.ports:
             pieces = self._port(observed.port)
@@ -161,6 +163,7 @@ class Observer:
         trace = trace[:, : self._cycles]
         for name, pieces in zip(self._observation.alarms, self._alarms, strict=True):
             raised = self._simulator.read(trace, pieces) != 0
+            raised[:, : self._first] = False
             if raised.any():
                 run, cycle = np.argwhere(raised)[0]
                 raise TargetError(f"golden run: alarm {name} is raised in cycle {cycle} of input {run}")
@@ -210,7 +213,7 @@ class Observer:
         """
         found = response.differences
         alarm = np.full(faults, self._cycles, np.int32)
-        raised = (found["value"] & self._alarm_bits[found["output"]]) != 0
+        raised = ((found["value"] & self._alarm_bits[found["output"]]) != 0) & (found["cycle"] >= self._first)
         np.minimum.at(alarm, found["fault"][raised], found["cycle"][raised])
         alarm[alarm == self._cycles] = -1
         hang, changed = np.zeros(faults, np.bool_), np.zeros(faults, np.bool_)
