@@ -8,14 +8,13 @@ reaches 0.94 of it with registers at RTL. All times are CPU seconds of one threa
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
+from examples import resnet20, resnet20_int8
 from torch import Tensor, nn
 
 from saboteur import workloads
@@ -29,10 +28,6 @@ from saboteur.levels.software.target import SoftwareTarget
 from saboteur.outcomes.criteria import Sdc1
 from saboteur.outcomes.recorder import Recorder
 from saboteur.testing.targets import draw_faults
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
-import resnet20
-import resnet20_int8
 
 Row = dict[str, object]
 

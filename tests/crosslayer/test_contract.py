@@ -73,4 +73,33 @@ class TestGates(AcceleratorContract):
         ]
 
 
+class ArchitectureContract(TargetContract):
+    architecture: str
+    trials = 14
+
+    def _open(self, **changes: object) -> Target:
+        settings = {"workload": "digits-cnn-int8", "architecture": self.architecture, "inputs": 4}
+        return AcceleratorSpec.model_validate({**settings, **changes}).open(Resources())
+
+    def open(self) -> Target:
+        return self._open()
+
+    def open_changed(self) -> Target:
+        return self._open(layers=("conv*",))
+
+    def specs(self) -> list[FaultSpec]:
+        return [
+            AcceleratorFault(where="components", model=BitFlip(), duration="transient"),
+            AcceleratorFault(where="components", model=RandomValue(), duration="transient"),
+        ]
+
+
+class TestEyeriss(ArchitectureContract):
+    architecture = "eyeriss"
+
+
+class TestDescribedSystolicArray(ArchitectureContract):
+    architecture = "weight_stationary"
+
+
 pytestmark = pytest.mark.timeout(300)

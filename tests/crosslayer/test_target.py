@@ -15,6 +15,7 @@ from saboteur import workloads
 from saboteur.campaign.target import Resources
 from saboteur.errors import FaultError, TargetError
 from saboteur.faults import BitFlip, Faults, FaultSpace, StuckAt
+from saboteur.levels.crosslayer.machine import DescribedMachine, HdlMachine
 from saboteur.levels.crosslayer.spec import AcceleratorFault, AcceleratorSpec
 from saboteur.levels.crosslayer.target import AcceleratorTarget
 from saboteur.levels.hardware import designs
@@ -136,7 +137,8 @@ def test_an_upset_in_an_accumulator_flips_a_bit_of_its_sum() -> None:
     target, _ = pair_of_engines("digits-cnn-int8", "output_stationary", inputs=1)
     space = target.space([AcceleratorFault(where="flip_flops", names="acc", model=BitFlip(), duration="transient")])
     number = [layer.name for layer in target.layers].index("conv2")
-    layer, mapping = target.layers[number], target.mappings[number]
+    assert isinstance(target.machine, HdlMachine)
+    layer, mapping = target.layers[number], target.machine.mappings[number]
     region = space.region_of("conv2/acc")
     place = mapping.where(37, layer.k - 1, 5)
     one = np.ones(1, np.int64)
@@ -223,7 +225,8 @@ def test_an_array_of_ones_own(tmp_path: Path) -> None:
     spec = AcceleratorSpec(workload="digits-mlp6-int8", array="own.py:array", inputs=2).located(tmp_path)
     target = spec.open(Resources())
     assert isinstance(target, AcceleratorTarget)
-    assert target.simulator.array.cols == 5
+    assert isinstance(target.machine, HdlMachine)
+    assert target.machine.simulator.array.cols == 5
     assert {region.component for region in target.space([UPSETS]).regions} >= {"weight", "sum", "activation"}
     with pytest.raises(TargetError, match=r"array: .*own.py:nothing returned a object without sources, top"):
         AcceleratorSpec(workload="digits-mlp6-int8", array="own.py:nothing").located(tmp_path).open(Resources())
@@ -236,6 +239,7 @@ def test_an_array_of_ones_own(tmp_path: Path) -> None:
         ({"workload": "x", "model": "y", "data": "z"}, "name either a workload"),
         ({"workload": "x", "array": "row_stationary"}, "neither output_stationary nor weight_stationary"),
         ({"workload": "x", "array": "a.py:f", "rows": 4}, "only a shipped array takes them"),
+        ({"workload": "x", "architecture": "eyeriss", "cols": 4}, "it tells its own size"),
         ({"workload": "x", "rows": 0}, "greater than or equal to 1"),
         ({"workload": "x", "engine": "screened"}, "'plain' or 'exact'"),
         ({"workload": "x", "sizes": 3}, "Extra inputs are not permitted"),
@@ -258,6 +262,13 @@ def test_faults_that_make_no_sense() -> None:
         target.space([AcceleratorFault(where="memories", model=BitFlip())])
     with pytest.raises(FaultError, match="model: open is a fault of nets, not of pins"):
         target.space([AcceleratorFault(where="pins", model=Open())])
+    with pytest.raises(FaultError, match="where: components are those of an architecture"):
+        target.space([COMPONENTS])
+    described = AcceleratorSpec(workload="digits-mlp6-int8", architecture="eyeriss", inputs=1).open(Resources())
+    with pytest.raises(FaultError, match="where: flip_flops are those of an array in HDL"):
+        described.space([UPSETS])
+    with pytest.raises(FaultError, match="permanent stuck_at needs an array in HDL"):
+        described.space([AcceleratorFault(where="components", model=StuckAt())])
 
 
 def test_targets_that_make_no_sense() -> None:
@@ -265,8 +276,63 @@ def test_targets_that_make_no_sense() -> None:
         AcceleratorSpec(workload="digits-cnn-int8", layers="conv9").open(Resources())
     with pytest.raises(TargetError, match="calls no int8 layer"):
         AcceleratorSpec(workload="digits-cnn").open(Resources())
+    with pytest.raises(TargetError, match=r"'eyeris' is not one of .*did you mean 'eyeriss'"):
+        AcceleratorSpec(workload="digits-cnn-int8", architecture="eyeris").open(Resources())
     with pytest.raises(TargetError, match="runs on the cpu"):
         AcceleratorSpec(workload="digits-cnn-int8").open(Resources(device="cuda"))
+
+
+COMPONENTS = AcceleratorFault(where="components", model=BitFlip(), duration="transient")
+
+
+@pytest.mark.parametrize(
+    ("array", "registers"),
+    [
+        ("output_stationary", {"activation": "a", "weight": "b", "accumulator": "acc"}),
+        ("weight_stationary", {"activation": "activation", "weight": "weight", "sum": "sum"}),
+    ],
+)
+def test_described_registers_err_as_those_in_hdl(array: str, registers: dict[str, str]) -> None:
+    """The same word, cycle and bit, from the description and from RTL."""
+    settings = {"workload": "digits-cnn-int8", "inputs": 2}
+    described = AcceleratorSpec(architecture=array, **settings).open(Resources())
+    in_hdl = AcceleratorSpec(array=array, rows=8, cols=8, **settings).open(Resources())
+    assert isinstance(described, AcceleratorTarget) and isinstance(in_hdl, AcceleratorTarget)
+    machine = described.machine
+    assert isinstance(machine, DescribedMachine)
+    spec = AcceleratorFault(where="components", names=tuple(registers), model=BitFlip(), duration="transient")
+    space, other_space = described.space([spec]), in_hdl.space([UPSETS])
+    faults = draw_faults(space, 60)
+    region, element, step = (column.copy() for column in (faults.region, faults.element, faults.step))
+    numbers = {layer.name: number for number, layer in enumerate(described.layers)}
+    for trial in range(60):
+        hit = space.regions[faults.region[trial]]
+        word, cycle = machine.residence(numbers[hit.layer], hit.component).at(faults.element[trial : trial + 1])
+        region[trial] = other_space.region_of(f"{hit.layer}/{registers[hit.component]}")
+        element[trial], step[trial] = word[0], cycle[0]
+    same = Faults(faults.key, faults.trial, region, element, step, faults.variant)
+    one = described.deviations(space, faults).drop_columns("component")
+    other = in_hdl.deviations(other_space, same).drop_columns("component")
+    assert one.num_rows > 60
+    assert sorted(map(str, one.to_pylist())) == sorted(map(str, other.to_pylist()))
+
+
+def test_a_fault_in_global_control_ends_the_run() -> None:
+    target = AcceleratorSpec(workload="digits-cnn-int8", architecture="output_stationary", inputs=2).open(Resources())
+    assert isinstance(target, AcceleratorTarget)
+    space = target.space([COMPONENTS])
+    sequencer = [i for i, region in enumerate(space.regions) if region.component == "sequencer"]
+    assert [space.regions[i].layer for i in sequencer] == ["conv1", "conv2", "fc"]
+    assert {space.regions[i].shape[1] for i in sequencer} == {64}
+    one = np.zeros(3, np.int64)
+    faults = Faults(
+        np.arange(3, dtype=np.uint64), np.arange(3), np.array(sequencer, np.int32), one, one.astype(np.int32), one
+    )
+    recorder = Recorder(target.golden(), STANDARD, 3)
+    target.inject(space, faults, recorder)
+    assert recorder.table()["crash"].to_pylist() == [2, 2, 2]
+    assert set(target.masking(space, faults)["stage"].to_pylist()) == {"failure"}
+    assert target.deviations(space, faults).num_rows == 0
 
 
 def test_layers_may_stay_in_software() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from saboteur.campaign.target import Resources
 from saboteur.errors import TargetError
+from saboteur.levels.crosslayer.architecture import Architecture, shipped
 from saboteur.levels.crosslayer.arrays import ArrayAdapter
 from saboteur.levels.crosslayer.spec import AcceleratorSpec
 from saboteur.levels.crosslayer.target import AcceleratorTarget
@@ -39,21 +40,25 @@ def load(spec: AcceleratorSpec, resources: Resources) -> AcceleratorTarget:
     )
 
 
-def load_array(spec: AcceleratorSpec) -> designs.SystolicArray | ArrayAdapter:
-    """The array that a campaign file names.
+def load_array(spec: AcceleratorSpec) -> designs.SystolicArray | ArrayAdapter | Architecture:
+    """The array or architecture that a campaign file names.
 
     Raises:
-        TargetError: when its function is missing or gives something else.
+        TargetError: when its function or file is missing or gives something else.
     """
-    if spec.array in _SHIPPED:
-        return _SHIPPED[spec.array](rows=spec.rows or _DEFAULT_SIZE, cols=spec.cols or _DEFAULT_SIZE)
-    array = software._call("array", spec.array)
+    if spec.architecture is not None:
+        own = spec.architecture.endswith((".yaml", ".yml"))
+        return Architecture.read(spec.architecture) if own else shipped(spec.architecture)
+    name = spec.array or "output_stationary"
+    if name in _SHIPPED:
+        return _SHIPPED[name](rows=spec.rows or _DEFAULT_SIZE, cols=spec.cols or _DEFAULT_SIZE)
+    array = software._call("array", name)
     missing = (
         [] if isinstance(array, designs.SystolicArray) else [name for name in _ADAPTER if not hasattr(array, name)]
     )
     if missing:
         raise TargetError(
-            f"array: {spec.array} returned a {type(array).__name__} without {', '.join(missing)}; see "
+            f"array: {name} returned a {type(array).__name__} without {', '.join(missing)}; see "
             "saboteur.levels.crosslayer.arrays.ArrayAdapter"
         )
     return array

@@ -9,8 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from saboteur.campaign.target import FaultSpec, Resources, Target, TargetSpec
 
-Where = Literal["flip_flops", "memories", "nets", "pins"]
-Dataflow = Literal["output_stationary", "weight_stationary"]
+Where = Literal["flip_flops", "memories", "nets", "pins", "components"]
 
 
 class AcceleratorFault(FaultSpec):
@@ -20,6 +19,8 @@ class AcceleratorFault(FaultSpec):
       permanent one holds it in every cycle of every layer.
     - ``memories``: words of memories, likewise.
     - ``nets``: outputs of cells; ``pins``: one input of one cell. A transient fault is a pulse of one cycle.
+    - ``components``: those of an ``architecture``, while they hold something that is still read. The model says what
+      happens to words of the datapath; for control, the architecture does.
 
     Like registers of all processing elements make one component: ``acc`` is every accumulator of the array.
     """
@@ -53,8 +54,9 @@ class AcceleratorSpec(TargetSpec):
 
     Either ``workload`` names an embedded int8 network, or ``model`` and ``data`` name the user's own, as of the target
     ``pytorch``; the model is made of layers of :mod:`saboteur.workloads.int8`. ``array`` is a shipped systolic array of
-    ``rows`` × ``cols`` processing elements, or ``path/to/file.py:function``, which returns an adapter for the user's
-    own, an :class:`saboteur.levels.crosslayer.arrays.ArrayAdapter`.
+    ``rows`` × ``cols`` processing elements (output-stationary if absent), or ``path/to/file.py:function``, which gives
+    an adapter for the user's own, an :class:`saboteur.levels.crosslayer.arrays.ArrayAdapter`. Instead, ``architecture``
+    describes an accelerator without HDL: a YAML file, or one that ships.
     """
 
     kind: str = "accelerator"
@@ -66,7 +68,8 @@ class AcceleratorSpec(TargetSpec):
     inputs: Annotated[int, Field(ge=1)] | None = Field(default=None, description="use only the first so many inputs")
     outputs: Literal["logits", "probabilities", "values"] = "logits"
     output: int | str | None = Field(default=None, description="which element of a tuple or mapping is the output")
-    array: str = Field(default="output_stationary", description="output_stationary, weight_stationary or a function")
+    array: str | None = Field(default=None, description="output_stationary, weight_stationary or a function")
+    architecture: str | None = Field(default=None, description="a .yaml file, or eyeriss, output_stationary ...")
     rows: Annotated[int, Field(ge=1, le=256)] | None = Field(
         default=None, description="of a shipped array; 8 if absent"
     )
@@ -94,7 +97,10 @@ class AcceleratorSpec(TargetSpec):
     def _fits_together(self) -> AcceleratorSpec:
         if (self.workload is None) == (self.model is None) or (self.model is None) != (self.data is None):
             raise ValueError("name either a workload, or a model and its data")
-        if self.array not in ("output_stationary", "weight_stationary"):
+        if self.architecture is not None:
+            if self.array is not None or self.rows is not None or self.cols is not None or self.level != "word":
+                raise ValueError("architecture: goes without array, rows, cols and level; it tells its own size")
+        elif self.array not in (None, "output_stationary", "weight_stationary"):
             if ":" not in self.array:
                 raise ValueError(
                     f"array: {self.array!r} is neither output_stationary nor weight_stationary nor "
@@ -105,11 +111,11 @@ class AcceleratorSpec(TargetSpec):
         return self
 
     def located(self, folder: Path) -> AcceleratorSpec:
-        """The same target with relative paths of ``.py`` and ``.npz`` files taken from ``folder``."""
+        """The same target with relative paths of files taken from ``folder``."""
         changed = {}
-        for field in ("model", "data", "array"):
+        for field in ("model", "data", "array", "architecture"):
             path, colon, function = (getattr(self, field) or "").partition(":")
-            if path.endswith((".py", ".npz")):
+            if path.endswith((".py", ".npz", ".yaml", ".yml")):
                 changed[field] = f"{(folder / path).resolve()}{colon}{function}"
         return self.model_copy(update=changed)
 

@@ -256,7 +256,7 @@ class Network:
             if sources:
                 found = step.changes(golden, slot, changes)
             call = self._call_of.get(index)
-            if call in hardware:
+            if call is not None and call in hardware:
                 moved = np.zeros(len(slot), bool)
                 for source in sources:
                     moved |= changes[source].counts > 0
@@ -303,7 +303,7 @@ class Network:
         module, types = node.module, {self._types.get(index) for index in (*node.inputs, node.index)}
         shapes = [self._shapes.get(index) for index in (*node.inputs, node.index)]
         if isinstance(module, Int8Conv2d | Int8Linear):
-            return _Layer(node, module, shapes[0], shapes[-1])
+            return _Layer(node, module, self._shapes[node.inputs[0]], self._shapes[node.index])
         varies = all(self.graph.varies[source] for source in node.inputs)
         alike = types == {np.dtype(np.int8)} and len(set(shapes)) == 1
         if isinstance(module, Int8Add | Int8ReLU) and alike and varies:
