@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from saboteur import __version__
-from saboteur.cli import about, campaigns, stores
+from saboteur.cli import about, campaigns, levels, stores
 from saboteur.cli.terminal import say
 from saboteur.errors import SaboteurError
 
@@ -63,6 +63,9 @@ app.command("status", rich_help_panel=_RESULTS)(stores.status)
 app.command("report", rich_help_panel=_RESULTS)(stores.report)
 app.command("replay", rich_help_panel=_RESULTS)(stores.replay)
 app.command("compare", rich_help_panel=_RESULTS)(stores.compare)
+app.command("levels", rich_help_panel=_RESULTS)(levels.levels)
+app.command("hybrid", rich_help_panel=_RESULTS)(levels.hybrid)
+app.command("learn", rich_help_panel=_RESULTS)(levels.learn)
 app.command("rescore", rich_help_panel=_RESULTS)(stores.rescore)
 app.command("export", rich_help_panel=_RESULTS)(stores.export)
 app.command("faults", rich_help_panel=_RESULTS)(stores.faults)

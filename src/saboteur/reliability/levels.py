@@ -15,6 +15,7 @@ from scipy import stats
 
 from saboteur import statistics
 from saboteur.campaign.comparison import compare, difference_of
+from saboteur.campaign.model import Unit
 from saboteur.campaign.results import OUTCOMES, Counts, Results
 from saboteur.errors import CampaignError
 from saboteur.outcomes.criteria import Criterion
@@ -53,7 +54,7 @@ class Row:
     Attributes:
         layer: its name, or :data:`ALL`.
         level: which campaign.
-        estimate: the SDC rate of faults.
+        estimate: the SDC rate, of faults or of inferences.
         difference: level − reference; ``None`` for the reference itself.
         p_value: of "outcomes (masked, SDC, DUE) are distributed as at the reference level"; ``None`` for the reference
             itself, and where faults of the layer were not drawn uniformly.
@@ -74,6 +75,7 @@ class LevelComparison:
 
     Attributes:
         criterion: what counts as SDC.
+        unit: what rates are of: faults or inferences.
         confidence: of all intervals.
         reference: the level that the others are compared with.
         levels: all of them, the reference first.
@@ -82,6 +84,7 @@ class LevelComparison:
     """
 
     criterion: str
+    unit: Unit
     confidence: float
     reference: str
     levels: tuple[str, ...]
@@ -93,7 +96,9 @@ class LevelComparison:
         return next((row for row in self.rows if (row.layer, row.level) == (layer, level)), None)
 
 
-def compare_levels(results: Mapping[str, Results], criterion: str | None = None) -> LevelComparison:
+def compare_levels(
+    results: Mapping[str, Results], criterion: str | None = None, unit: Unit = "faults"
+) -> LevelComparison:
     """Compare campaigns of one network at several levels, layer by layer.
 
     Layers go by their names. The rate of all layers weighs each layer as its share of the reference's population, at
@@ -101,12 +106,15 @@ def compare_levels(results: Mapping[str, Results], criterion: str | None = None)
 
     Differences are of independent samples (Newcombe, Statistics in Medicine 1998, 17:873, method 10). The test of one
     layer is Fisher's exact test, or Pearson's χ² where there are three outcomes and at least five of each are to be
-    expected; that of all layers combines the independent tests of the layers (Fisher, Statistical Methods for Research
-    Workers, 4th ed. 1932: −2 Σ ln p is χ² with two degrees of freedom a layer).
+    expected; for rates of inferences, of which a fault met several, it is Welch's t test of the faults' shares of SDC
+    (Biometrika 1947). That of all layers combines the independent tests of the layers (Fisher, Statistical Methods for
+    Research Workers, 4th ed. 1932: −2 Σ ln p is χ² with two degrees of freedom a layer).
 
     Args:
         results: campaigns by the name of their level; the first is the reference.
         criterion: of all of them; the question of the reference if absent.
+        unit: what rates are of. Levels that judge faults on different numbers of inputs have only the rate of
+            inferences in common.
 
     Raises:
         CampaignError: when there are fewer than two campaigns, one lacks the criterion, or has none of the layers.
@@ -117,18 +125,18 @@ def compare_levels(results: Mapping[str, Results], criterion: str | None = None)
     name = criterion or exact.campaign.question.name
     confidence = exact.campaign.sampling.confidence
     judge = exact.campaign.criterion(name)
-    truth = _ByLayer.of(exact, judge)
+    truth = _ByLayer.of(exact, judge, unit)
     rows = [Row(layer, reference, estimate) for layer, estimate in truth.estimates.items()]
     rows.append(Row(ALL, reference, truth.of_all(truth.population, confidence)))
     for level, found in others:
-        own = _ByLayer.of(found, found.campaign.criterion(name))
+        own = _ByLayer.of(found, found.campaign.criterion(name), unit)
         common = [layer for layer in truth.estimates if layer in own.estimates]
         if not common:
             raise CampaignError(
                 f"levels: {level} has none of the layers of {reference}: {', '.join(own.estimates)} and "
                 f"{', '.join(truth.estimates)}"
             )
-        p_values = {layer: _p_value(truth.counts[layer], own.counts[layer]) for layer in common}
+        p_values = {layer: _p_value(truth.counts[layer], own.counts[layer], unit) for layer in common}
         rows += [
             Row(
                 layer,
@@ -154,6 +162,7 @@ def compare_levels(results: Mapping[str, Results], criterion: str | None = None)
             )
     return LevelComparison(
         criterion=name,
+        unit=unit,
         confidence=confidence,
         reference=reference,
         levels=tuple(results),
@@ -169,14 +178,17 @@ class _ByLayer:
     estimates: dict[str, Estimate]
     counts: dict[str, Counts]
     population: dict[str, float]
+    unit: Unit
 
     @classmethod
-    def of(cls, results: Results, judge: Criterion) -> _ByLayer:
+    def of(cls, results: Results, judge: Criterion, unit: Unit) -> _ByLayer:
         counts = results.counts(judge, by="layer")
         names = [name for name, _ in results.groups("layer")]
-        estimates = {name: estimate for name, _, estimate in results.estimates(judge, "layer", counts=counts)}
+        estimates = {
+            name: estimate for name, _, estimate in results.estimates(judge, "layer", unit=unit, counts=counts)
+        }
         cells = {name: counts.take(counts.group == names.index(name)) for name in estimates}
-        return cls(estimates, cells, {name: float(cell.population.sum()) for name, cell in cells.items()})
+        return cls(estimates, cells, {name: float(cell.population.sum()) for name, cell in cells.items()}, unit)
 
     def of_all(self, population: Mapping[str, float], confidence: float) -> Estimate:
         """The rate over layers that weigh as ``population`` says; strata within a layer as in their campaign."""
@@ -185,20 +197,44 @@ class _ByLayer:
             cell.population * population[layer] / cell.population.sum()
             for layer, cell in zip(population, cells, strict=True)
         ]
-        k, n, sizes = (
+        n, sizes, k, sums, squares = (
             np.concatenate(part)
-            for part in ([cell.faults["sdc"] for cell in cells], [cell.n for cell in cells], weights)
+            for part in (
+                [cell.n for cell in cells],
+                weights,
+                *([found[name]["sdc"] for found in map(vars, cells)] for name in ("faults", "sums", "squares")),
+            )
         )
         met = n > 0
-        return statistics.stratified(
-            k[met], n[met], np.maximum(np.rint(sizes[met]), n[met]), confidence, stopping_rule="as each campaign says"
-        )
+        n, sizes, words = n[met], np.maximum(np.rint(sizes[met]), n[met]), "as each campaign says"
+        if self.unit == "faults":
+            return statistics.stratified(k[met], n, sizes, confidence, stopping_rule=words)
+        each = int(sum(cell.inferences.sum() for cell in cells) // n.sum())
+        return statistics.clustered(sums[met], squares[met], n, each, sizes, confidence, stopping_rule=words)
 
 
-def _p_value(a: Counts, b: Counts) -> float | None:
+def _p_value(a: Counts, b: Counts, unit: Unit) -> float | None:
     if not (_uniform(a) and _uniform(b)):
         return None
+    met = [int(side.inferences.sum() // side.n.sum()) for side in (a, b)]
+    if unit == "inferences" and max(met) > 1:
+        means, variances = zip(*(_share(side, each) for side, each in zip((a, b), met, strict=True)), strict=True)
+        n = [int(side.n.sum()) for side in (a, b)]
+        if min(n) < 2 or max(variances) == 0:
+            return None
+        test = stats.ttest_ind_from_stats(
+            means[0], np.sqrt(variances[0]), n[0], means[1], np.sqrt(variances[1]), n[1], equal_var=False
+        )
+        return float(np.asarray(test[1]))
     return same_distribution(*(np.array([int(side.faults[what].sum()) for what in OUTCOMES]) for side in (a, b)))
+
+
+def _share(counts: Counts, each: int) -> tuple[float, float]:
+    """Mean and variance, over faults, of the share of their inferences that are SDC."""
+    n = int(counts.n.sum())
+    mean = float(counts.sums["sdc"].sum()) / each / n
+    scatter = float(counts.squares["sdc"].sum()) / each**2 - n * mean**2
+    return mean, max(scatter, 0.0) / max(n - 1, 1)
 
 
 def _uniform(counts: Counts) -> bool:

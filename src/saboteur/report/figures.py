@@ -38,7 +38,7 @@ PAGE_WIDTH = 7.2
 MOST_ROWS = 80
 """Of a figure with one row a layer; more are shown as the most vulnerable ones."""
 
-_STYLE = {
+STYLE = {
     "svg.hashsalt": "saboteur",
     "pdf.fonttype": 42,
     "font.family": "sans-serif",
@@ -66,11 +66,12 @@ _STYLE = {
     "text.parse_math": False,
     "axes.unicode_minus": True,
 }
+"""Settings of matplotlib for all figures."""
 
 
 def draw(data: ReportData, name: str) -> Figure | None:
     """One figure of :data:`FIGURES`, or ``None`` where the data have nothing for it."""
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         return FIGURES[name](data)
 
 
@@ -102,14 +103,14 @@ def write_figures(data: ReportData, folder: Path, format: Literal["svg", "pdf"] 
 def svg(figure: Figure, outlines: bool) -> bytes:
     """A figure as SVG, its letters drawn as outlines or kept as text."""
     stream = BytesIO()
-    with matplotlib.rc_context(_STYLE | {"svg.fonttype": "path" if outlines else "none"}):
+    with matplotlib.rc_context(STYLE | {"svg.fonttype": "path" if outlines else "none"}):
         FigureCanvasSVG(figure).print_svg(stream, metadata={"Date": None})
     return stream.getvalue()
 
 
 def _pdf(figure: Figure) -> bytes:
     stream = BytesIO()
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         FigureCanvasPdf(figure).print_pdf(stream, metadata={"CreationDate": None})
     return stream.getvalue()
 
@@ -144,7 +145,8 @@ def _on_page(tag: str, name: str) -> str:
 # -- helpers ------------------------------------------------------------------------------------------------
 
 
-def _axes(width: float, height: float) -> tuple[Figure, Axes]:
+def axes_of(width: float, height: float) -> tuple[Figure, Axes]:
+    """A figure of that size in inches, with one pair of axes that has a bottom line only."""
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.add_subplot()
     for side in ("top", "right", "left"):
@@ -180,7 +182,7 @@ def _verdict(data: ReportData) -> Figure | None:
     estimate, limit = data.verdict.estimate, data.verdict.limit
     if estimate is None:
         return None
-    figure, axes = _axes(PAGE_WIDTH, 1.05)
+    figure, axes = axes_of(PAGE_WIDTH, 1.05)
     top = _top([estimate], limit or 0.0)
     axes.hlines(0, estimate.low, estimate.high, color=BLUE, linewidth=9, alpha=0.35)
     axes.plot([estimate.best], [0], "o", color=BLUE, markersize=7, zorder=3)
@@ -211,7 +213,7 @@ def _rows(data_groups: tuple[Group, ...], title: str) -> Figure | None:
         worst = sorted(range(len(met)), key=lambda i: (-met[i].sdc.best, i))[:MOST_ROWS]  # type: ignore[union-attr]
         shown = [met[i] for i in sorted(worst)]
     estimates = [group.sdc for group in shown if group.sdc is not None]
-    figure, axes = _axes(PAGE_WIDTH, 0.6 + 0.2 * len(shown))
+    figure, axes = axes_of(PAGE_WIDTH, 0.6 + 0.2 * len(shown))
     at = np.arange(len(shown))
     axes.grid(axis="x")
     axes.set_axisbelow(True)
@@ -241,7 +243,7 @@ def _by_bit(data: ReportData) -> Figure | None:
     if not met:
         return None
     estimates = [estimate for _, estimate in met]
-    figure, axes = _axes(PAGE_WIDTH, 2.3)
+    figure, axes = axes_of(PAGE_WIDTH, 2.3)
     axes.grid(axis="y")
     axes.set_axisbelow(True)
     _intervals(axes, [i for i, _ in met], estimates, upright=True, colour=BLUE)
@@ -280,7 +282,7 @@ def _layer_bit(data: ReportData) -> Figure | None:
         layers = [name for name in layers if name in kept]
     row, column = {name: i for i, name in enumerate(layers)}, {bit: i for i, bit in enumerate(bits)}
     cell = 0.19
-    figure, axes = _axes(PAGE_WIDTH, 0.75 + cell * len(layers))
+    figure, axes = axes_of(PAGE_WIDTH, 0.75 + cell * len(layers))
     axes.spines["bottom"].set_visible(False)
     top = max((group.sdc.best for group in groups if group.sdc), default=0.0) or 1.0
     small = min(5.0, 5.0 * 32 / max(len(bits), 32))
@@ -317,7 +319,7 @@ def _convergence(data: ReportData) -> Figure | None:
         return None
     trials = [point.trials for point in points]
     estimates = [point.estimate for point in points]
-    figure, axes = _axes(PAGE_WIDTH, 2.1)
+    figure, axes = axes_of(PAGE_WIDTH, 2.1)
     axes.grid(axis="y")
     axes.set_axisbelow(True)
     axes.fill_between(trials, [e.low for e in estimates], [e.high for e in estimates], color=BLUE, alpha=0.2, lw=0)
@@ -351,7 +353,7 @@ def _round_numbers(low: int, high: int) -> list[int]:
 def _severity(data: ReportData) -> Figure | None:
     if not data.severity:
         return None
-    figure, axes = _axes(PAGE_WIDTH, 0.55 + 0.2 * len(data.severity))
+    figure, axes = axes_of(PAGE_WIDTH, 0.55 + 0.2 * len(data.severity))
     estimates = [kind.share for kind in data.severity]
     at = np.arange(len(estimates))
     axes.grid(axis="x")
@@ -370,7 +372,7 @@ def _tolerance(data: ReportData) -> Figure | None:
     if data.accuracy is None or len(data.accuracy.tolerances) < 2:
         return None
     steps = data.accuracy.tolerances
-    figure, axes = _axes(PAGE_WIDTH, 2.1)
+    figure, axes = axes_of(PAGE_WIDTH, 2.1)
     axes.grid(axis="y")
     axes.set_axisbelow(True)
     at = range(len(steps))

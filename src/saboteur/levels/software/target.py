@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from saboteur.campaign.target import FaultSpec, Resources, Target
 from saboteur.errors import FaultError, TargetError, near
 from saboteur.faults.error_models import ErrorModel
+from saboteur.faults.error_values import LayerOutput
 from saboteur.faults.formats import Affine, NumberFormat, number_format
 from saboteur.faults.space import Faults, FaultSpace, Region
 from saboteur.levels.software import error_models, injection, tracing
@@ -250,6 +251,11 @@ class SoftwareTarget(Target):
         if not isinstance(site, Memory):
             return super().stored(region)
         return site.words(), site.format_at(np.arange(region.elements))
+
+    def layer_outputs(self) -> dict[str, LayerOutput]:
+        """What is known of the fault-free output of each layer, which learning an error model takes."""
+        sites = self._sites("outputs", "element").values()
+        return {site.layer: site.known for site in sites if isinstance(site, error_models.ErrorOutput)}
 
     def trace(self, space: FaultSpace, faults: Faults, input: int) -> pa.Table:
         """Follow the error of the first trial through the inference of ``input``."""
