@@ -80,6 +80,10 @@ typedef struct {
     int32_t **touched; int *touched_count, *touched_room;
     u64 *memory_mask;
     Difference *difference; int64_t differences, room;
+    const golden_t *window;               /* fault-free values [window_last - window_first + 1][slots] */
+    int window_first, window_last;
+    u64 **window_memory;                  /* words of memories in cycle window_first */
+    void (*fetch)(int);                   /* lets the window begin at or before a cycle and end after it; or NULL */
 } Machine;
 
 static inline int any(const u64 *m) {
@@ -481,8 +485,8 @@ static void mask_read(Machine *m, int n, int par) {
 
 /* -- every node in every cycle ----------------------------------------------------------------------------------- */
 
-/* The cycle t: what faults do in it, all nodes, and what is written to memories; memory [memories] ->
- * [words][lanes]. Rows of fault f act in lane f. */
+/* The cycle t up to its end: what faults do in it, and all nodes; memory [memories] -> [words][lanes]. Rows of fault f
+ * act in lane f. */
 static void run_cycle(Machine *m, int t, int par, int lanes, int rows, const Row *row, u64 **memory) {
     int bridges = 0;
     for (int r = 0; r < rows; r++) {
@@ -519,6 +523,8 @@ static void run_cycle(Machine *m, int t, int par, int lanes, int rows, const Row
         for (int r = 0; r < rows && bridges; r++)
             if (row[r].kind == AT_HOOK && t >= row[r].on && t < row[r].off) again |= meet(m, row + r, row[r].fault);
     }
+}
+static void write_memories(Machine *m, int par, int lanes, u64 **memory) {
     for (int i = 0; i < m->memories; i++)
         for (int k = 0; k < m->memory[i].writes; k++) {
             Write *w = m->write + m->memory[i].first_write + k;
@@ -534,7 +540,7 @@ static void run_cycle(Machine *m, int t, int par, int lanes, int rows, const Row
 
 /* input [cycles][input_bytes]: the lanes of each input slot, one slot after the other; memory [memories] ->
  * [words][lanes]; initial [slots]; trace [lanes][cycles + 1][kept + nets] of the slots in `keep` and of what the nets at
- * `net` read, or NULL. Rows of fault f act in lane f. */
+ * `net` read, or NULL. In the end, memory and the states in trace are those after so many cycles. */
 void run_plain(Machine *m, int lanes, int cycles, int inputs, const int32_t *input_slot, const char *input,
                u64 **memory, const golden_t *initial, int rows, const Row *row, golden_t *trace, int kept,
                const int32_t *keep, int nets, const Row *net) {
@@ -548,6 +554,7 @@ void run_plain(Machine *m, int lanes, int cycles, int inputs, const int32_t *inp
             input += size;
         }
         run_cycle(m, t, par, lanes, rows, row, memory);
+        if (t < cycles) write_memories(m, par, lanes, memory);
         if (trace)
             for (int k = 0; k < kept; k++)
                 for (int l = 0; l < lanes; l++)
@@ -641,11 +648,30 @@ static int64_t compute(Machine *m, int cur, const golden_t *now, const golden_t 
 
 typedef struct { int32_t first_row, rows, start; } Fault;
 
+/* The fault-free values of cycle t; those of cycle t + 1 follow. */
+static inline const golden_t *golden_row(Machine *m, int t) {
+    if (m->fetch && (t < m->window_first || t >= m->window_last)) m->fetch(t);
+    return m->window + (int64_t)(t - m->window_first) * m->slots;
+}
+void set_window(Machine *m, const golden_t *window, int first, int last, u64 **memory) {
+    m->window = window; m->window_first = first; m->window_last = last; m->window_memory = memory;
+}
+/* Bring the fault-free memories from cycle `from` (-1: from anywhere) to cycle t. */
+static void advance_memories(Machine *m, int from, int t) {
+    if (!m->memories) return;
+    golden_row(m, t);
+    if (from < m->window_first) {
+        from = m->window_first;
+        for (int i = 0; i < m->memories; i++) memcpy(m->image[i], m->window_memory[i], sizeof(u64) * m->memory[i].words);
+    }
+    for (; from < t; from++) golden_writes(m, golden_row(m, from));
+}
+
 /* One pass over the cycles; faults that found no free lane are put back to the front of `queue`.
  * Returns how many are left. */
-static int sweep(Machine *m, const golden_t *trace, int cycles, int queued, int32_t *queue, const Fault *fault,
+static int sweep(Machine *m, int cycles, int queued, int32_t *queue, const Fault *fault,
                  const Row *row, const int32_t *output_of, const uint8_t *strobe, int outputs, int valid,
-                 int drop, u64 **memory, int32_t *converged, uint8_t *oscillates, int64_t *computed) {
+                 int drop, int32_t *converged, uint8_t *oscillates, int64_t *computed) {
     int left = 0, next = 0, active = 0, busy_count = 0;
     int32_t lane_fault[LANES], lane_rows[LANES];
     u64 busy[MASK] = {0}, held[MASK] = {0};
@@ -653,20 +679,18 @@ static int sweep(Machine *m, const golden_t *trace, int cycles, int queued, int3
     const Row **acting = NULL; int32_t *acting_lane = NULL;
     if (!queued) return 0;
     int t = fault[queue[0]].start;
-    for (int i = 0; i < m->memories; i++) {
-        clear_memory(m, i);
-        memcpy(m->image[i], memory[i], sizeof(u64) * m->memory[i].words);
-    }
-    for (int k = 0; k < t && m->memories; k++) golden_writes(m, trace + (int64_t)k * m->slots);
+    for (int i = 0; i < m->memories; i++) clear_memory(m, i);
+    advance_memories(m, -1, t);
     for (; t < cycles; t++) {
         if (!busy_count) {
             if (next == queued) break;
             int to = fault[queue[next]].start;
-            for (; t < to; t++) if (m->memories) golden_writes(m, trace + (int64_t)t * m->slots);
+            advance_memories(m, t, to);
+            t = to;
             m->serial++; /* what was computed ahead for the next cycle no longer counts */
         }
         int cur = t & 1, nxt = 1 - cur, bridges = 0;
-        const golden_t *now = trace + (int64_t)t * m->slots, *then = now + m->slots;
+        const golden_t *now = golden_row(m, t), *then = now + m->slots;
         m->serial++;
         while (next < queued && fault[queue[next]].start <= t) {
             int f = queue[next++], lane = -1;
@@ -726,15 +750,16 @@ static int sweep(Machine *m, const golden_t *trace, int cycles, int queued, int3
             }
             if (again) *computed += compute(m, cur, now, then);
         }
-        int watched = valid >= 0 && any(m->mask[cur] + valid * MASK);
+        const u64 *flagged = valid >= 0 ? m->mask[cur] + valid * MASK : NULL;
         for (int k = 0; k < m->dirty_count[cur]; k++) {
-            int s = m->dirty[cur][k], o = output_of[s];
-            u64 *mask = m->mask[cur] + s * MASK;
-            if (o >= 0 && (strobe[(int64_t)t * outputs + o] || watched))
-                EACH_LANE(lane, mask) {
-                    emit(m, lane_fault[lane], t, o, get(m->value[cur][s], m->bytes[s], lane));
-                    if (drop) set_bit(seen, lane);
-                }
+            int s = m->dirty[cur][k], o = output_of[s], always = o >= 0 && strobe[(int64_t)t * outputs + o];
+            if (o < 0 || !(always || flagged)) continue;
+            u64 mask[MASK];
+            for (int j = 0; j < MASK; j++) mask[j] = m->mask[cur][s * MASK + j] & (always ? ~0ull : flagged[j]);
+            EACH_LANE(lane, mask) {
+                emit(m, lane_fault[lane], t, o, get(m->value[cur][s], m->bytes[s], lane));
+                if (drop) set_bit(seen, lane);
+            }
         }
         if (m->memories) active_writes(m, now, cur);
         for (int k = 0; k < m->dirty_count[cur]; k++) memset(m->mask[cur] + m->dirty[cur][k] * MASK, 0, sizeof(u64) * MASK);
@@ -808,19 +833,21 @@ static int sweep(Machine *m, const golden_t *trace, int cycles, int queued, int3
     return left + (memmove(queue + left, queue + next, sizeof(int32_t) * (queued - next)), queued - next);
 }
 
-/* trace [cycles + 1][slots]; faults in groups of `group`, each sorted by start; converged [faults]: the cycle from
+/* trace [cycles + 1][slots], or NULL where `fetch` sets windows of it; faults in groups of `group`, each sorted by start; converged [faults]: the cycle from
  * which a machine was fault-free again, -1 when it never was, -2 - t when dropped at t; oscillates [faults]: it was
  * dropped because its bridges did not settle. */
 int64_t run_active(Machine *m, const golden_t *trace, int cycles, int faults, const Fault *fault, const Row *row,
                    int group, const int32_t *output_of, const uint8_t *strobe, int outputs, int valid, int drop,
-                   u64 **memory, int32_t *converged, uint8_t *oscillates, int64_t *computed) {
+                   u64 **memory, int32_t *converged, uint8_t *oscillates, int64_t *computed, void (*fetch)(int)) {
+    set_window(m, trace, 0, trace ? cycles : 0, memory);
+    m->fetch = fetch;
     m->differences = 0;
     int32_t *queue = malloc(sizeof(int32_t) * (group + 1));
     for (int first = 0; first < faults; first += group) {
         int count = faults - first < group ? faults - first : group;
         for (int k = 0; k < count; k++) { queue[k] = first + k; converged[first + k] = cycles; }
         while (count)
-            count = sweep(m, trace, cycles, count, queue, fault, row, output_of, strobe, outputs, valid, drop, memory,
+            count = sweep(m, cycles, count, queue, fault, row, output_of, strobe, outputs, valid, drop,
                           converged, oscillates, computed);
     }
     free(queue);

@@ -11,7 +11,7 @@ import ctypes
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -105,11 +105,12 @@ class Simulator:
 
     Args:
         design: the elaborated design.
+        compiled: its native code, where it is already there.
     """
 
-    def __init__(self, design: Design):
+    def __init__(self, design: Design, compiled: CompiledDesign | None = None):
         self.design = design
-        self.compiled = CompiledDesign(design)
+        self.compiled = compiled or CompiledDesign(design)
         self.lanes = self.compiled.lanes
         self.golden_type = np.dtype(np.uint64 if design.level == "word" else np.uint8)
         self.initial = np.array([slot.initial or 0 for slot in design.slots], self.golden_type)
@@ -242,6 +243,7 @@ class Simulator:
         keep: bool = True,
         slots: NDArray[np.int32] | None = None,
         nets: NDArray | None = None,
+        memories: list[NDArray[np.uint64]] | None = None,
     ) -> NDArray | None:
         """Compute everything in every cycle, a lane for each of ``runs``: the plain way.
 
@@ -253,6 +255,8 @@ class Simulator:
             keep: give back the trace.
             slots: which slots are in the trace; all if absent.
             nets: places of nets, which are in the trace behind the slots; none if absent.
+            memories: [words, runs] of each memory, contents at the start, which become those at the end; the
+                stimulus' if absent. For at most one run a lane.
 
         Returns:
             [runs, cycles + 1, slots and nets] in the golden type. In the last row only states count.
@@ -275,7 +279,7 @@ class Simulator:
             chosen, before = runs[first : first + self.lanes], runs[max(first - self.lanes, 0) : first]
             if not np.array_equal(chosen, before):
                 inputs = self._inputs(stimulus, chosen)
-            memories = self.memories(stimulus, chosen)
+            contents = self.memories(stimulus, chosen) if memories is None else memories
             mine = rows[(rows["fault"] >= first) & (rows["fault"] < first + len(chosen))].copy()
             mine["fault"] -= first
             self._runtime.run_plain(
@@ -285,7 +289,7 @@ class Simulator:
                 len(self._input_slots),
                 _at(self._input_slots),
                 _at(inputs),
-                _pointers(memories),
+                _pointers(contents),
                 _at(initial),
                 len(mine),
                 _at(mine),
@@ -299,7 +303,7 @@ class Simulator:
 
     def respond(
         self,
-        trace: NDArray,
+        trace: NDArray | GoldenWindows,
         memories: Sequence[NDArray[np.uint64]],
         watch: Watch,
         rows: NDArray,
@@ -311,8 +315,8 @@ class Simulator:
         """Compute only what differs from a golden run, with the machines of many faults in the lanes.
 
         Args:
-            trace: [cycles + 1, slots] of the golden run.
-            memories: [words] of each memory at its start.
+            trace: [cycles + 1, slots] of the golden run, or it in windows.
+            memories: [words] of each memory at its start; a golden run in windows has its own.
             watch: what is compared.
             rows: of dtype ROW, in order of ``fault``.
             faults: how many.
@@ -323,7 +327,8 @@ class Simulator:
         """
         self._prepare_hooks(rows)
         cycles = len(trace) - 1
-        group = group or 2 * self.lanes
+        windows = None if isinstance(trace, np.ndarray) else trace
+        group = group or (2 if windows is None else 64) * self.lanes
         bounds = np.searchsorted(rows["fault"], np.arange(faults + 1))
         start = first_cycles(rows, faults, cycles)
         order = np.arange(faults) if order is None else order
@@ -334,14 +339,15 @@ class Simulator:
         table["start"] = np.maximum(start[order], 0)
         output_of = np.full(len(self.design.slots), -1, np.int32)
         output_of[watch.slots] = np.arange(len(watch.slots))
-        trace, rows = np.ascontiguousarray(trace, self.golden_type), np.ascontiguousarray(rows)
+        whole = np.ascontiguousarray(trace, self.golden_type) if windows is None else None
+        rows, fetch = np.ascontiguousarray(rows), _Fetch(self, windows)
         images = [np.ascontiguousarray(image, np.uint64) for image in memories]
         strobe = np.ascontiguousarray(watch.strobe, np.uint8)
         converged, computed = np.zeros(len(order), np.int32), np.zeros(1, np.int64)
         oscillates = np.zeros(len(order), np.bool_)
         count = self._runtime.run_active(
             ctypes.c_void_p(self._machine),
-            _at(trace),
+            _at(whole),
             cycles,
             len(table),
             _at(table),
@@ -356,7 +362,9 @@ class Simulator:
             _at(converged),
             _at(oscillates),
             _at(computed),
+            fetch.callback,
         )
+        fetch.check()
         found = self._differences(count)
         found["fault"] = order[found["fault"]]
         everywhere, restless = np.zeros(faults, np.int32), np.zeros(faults, np.bool_)
@@ -425,6 +433,49 @@ class Simulator:
                 part = (trace[..., slot].astype(np.uint64) >> np.uint64(low)) & np.uint64((1 << bits) - 1)
             value = value | (part.astype(kind) << (np.uint64(to) if width <= 64 else to))
         return value
+
+
+class GoldenWindows(Protocol):
+    """A golden run of which only some cycles are in memory."""
+
+    def __len__(self) -> int:
+        """Its cycles and one."""
+
+    def window(self, cycle: int) -> tuple[int, NDArray, list[NDArray[np.uint64]]]:
+        """Cycles that begin at or before one and end after it.
+
+        Returns:
+            The first cycle, values [cycles, slots], and [words] of each memory in the first cycle.
+        """
+
+
+class _Fetch:
+    """Gives windows to the runtime; what goes wrong meanwhile is raised after the run."""
+
+    def __init__(self, simulator: Simulator, windows: GoldenWindows | None):
+        self._simulator, self._windows = simulator, windows
+        self._error: Exception | None = None
+        self._held: tuple[Any, ...] = ()
+        kind = ctypes.CFUNCTYPE(None, ctypes.c_int)
+        self.callback = kind() if windows is None else kind(self._fetch)
+
+    def _fetch(self, cycle: int) -> None:
+        assert self._windows is not None
+        try:
+            first, values, memories = self._windows.window(cycle)
+        except Exception as error:
+            self._error, design = self._error or error, self._simulator.design
+            first, values = cycle, np.zeros((2, len(design.slots)), self._simulator.golden_type)
+            memories = [np.zeros(memory.words, np.uint64) for memory in design.memories]
+        pointers = _pointers(memories)
+        self._held = values, memories, pointers
+        machine = ctypes.c_void_p(self._simulator._machine)
+        self._simulator._runtime.set_window(machine, _at(values), first, first + len(values) - 1, pointers)
+
+    def check(self) -> None:
+        """Raise what went wrong."""
+        if self._error is not None:
+            raise self._error
 
 
 def first_cycles(rows: NDArray, faults: int, never: int) -> NDArray[np.int32]:

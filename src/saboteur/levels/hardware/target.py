@@ -18,7 +18,9 @@ from saboteur.faults import draws
 from saboteur.faults.formats import NumberFormat
 from saboteur.faults.models import FaultModel
 from saboteur.faults.space import Faults, FaultSpace, Region
+from saboteur.levels.hardware.compile import slot_bytes
 from saboteur.levels.hardware.effects import bit_by_bit, one_effect_at_a_time, with_both_nets
+from saboteur.levels.hardware.golden import GoldenRun, WatchedTrace
 from saboteur.levels.hardware.importing import Netlist
 from saboteur.levels.hardware.models import Bits, mask_table, masks
 from saboteur.levels.hardware.netlist import Design, Node, Slot
@@ -63,7 +65,7 @@ class DesignTarget(Target):
         observation: what is looked at.
         labels: the true class of each run, where known.
         answer: how the outputs are read.
-        first_cycle: faults begin in this cycle or later.
+        first_cycle: faults begin, and alarms are heeded, in this cycle or later.
         under_test: the instance that faults strike, where the rest of the design is a testbench around it.
         resources: of the campaign.
 
@@ -89,14 +91,9 @@ class DesignTarget(Target):
         self._answer: OutputKind = answer
         self._resources = resources
         self._traces: dict[int, NDArray] = {}
+        self._golden_run: tuple[int, GoldenRun] | None = None
         self.simulator = Simulator(Design(netlist, under_test))
-        if self._trace_bytes > resources.memory_bytes:
-            needed, budget = self._trace_bytes >> 20, resources.memory_bytes >> 20
-            raise TargetError(
-                f"resources: the golden values of {stimulus.cycles} cycles take {needed} MiB, more than the {budget} "
-                "MiB of memory_mb; give more, or cut the runs"
-            )
-        self.observer = Observer(self.simulator, observation, stimulus.cycles)
+        self.observer = Observer(self.simulator, observation, stimulus.cycles, first_cycle)
         self.sites = Sites(self.simulator)
         self._captured: dict[Region, float] = {}
         self._last_table: tuple[FaultSpace, _SpaceTable] | None = None
@@ -134,39 +131,69 @@ class DesignTarget(Target):
     # -- golden run -------------------------------------------------------------------------------------------
 
     def golden(self) -> Golden:
-        """Run fault-free, twice: with registers at 0 and at random values at power-on.
+        """Run fault-free, with what nothing initialises at 0, at 1, and at random values at power-on.
+
+        That is registers and memories that the source does not set, X, and nets that nothing drives.
 
         Raises:
-            TargetError: when the answer depends on a register that is never initialised, or an alarm is raised.
+            TargetError: when the answer depends on one of these, or an alarm is raised.
         """
         outputs = self._answers
-        states = self.simulator.design.states
-        unknown = [i for i in states if self.simulator.design.slots[i].initial is None]
-        if unknown:
-            initial = self.simulator.initial.copy()
-            drawn = draws.words(_POWER_ON_LANE, np.arange(len(unknown)))
-            for slot, word in zip(unknown, drawn.tolist(), strict=True):
-                initial[slot] = word & ((1 << self.simulator.design.slots[slot].width) - 1)
-            other = self._run(np.arange(self.stimulus.runs), initial)
-            if not np.array_equal(self.observer.golden(other), outputs):
-                self._explain_unknown(other)
+        for initial, stimulus in self._other_starts():
+            for runs in self._chunks():
+                other = self._watched(runs, initial, stimulus)
+                if not np.array_equal(self.observer.golden(other), outputs[runs]):
+                    self._explain_unknown(runs, other)
         return Golden(outputs, self._labels, self._answer, {"level": self.netlist.level, "engine": "compiled"})
 
-    def _explain_unknown(self, other: NDArray) -> None:
-        trace = self._run(np.arange(self.stimulus.runs), None)
-        cycles = (trace[:, :-1][:, :, self.observer.slots] != other[:, :-1][:, :, self.observer.slots]).any(axis=0)
+    def _other_starts(self) -> Iterator[tuple[NDArray, Stimulus]]:
+        """All bits at power-on that may be anything at 1, and then at random; none where there are none."""
+        design, given = self.simulator.design, self.stimulus.memories or {}
+        states = [i for i in design.states if design.slots[i].initial is None]
+        memories = [memory for memory in design.memories if memory.name not in given and any(memory.unknown)]
+        if not states and not memories:
+            return
+        ones = np.array([(1 << design.slots[i].width) - 1 for i in states], np.uint64)
+        for lane in (None, _POWER_ON_LANE):
+            initial, images = self.simulator.initial.copy(), dict(given)
+            count = len(states) + sum(memory.words for memory in memories)
+            filler = np.full(count, ~np.uint64(0)) if lane is None else draws.words(lane, np.arange(count))
+            initial[states] = filler[: len(states)] & ones
+            at = len(states)
+            for memory in memories:
+                unknown = np.array(memory.unknown, np.uint64)
+                images[memory.name] = np.array(memory.initial, np.uint64) | filler[at : at + memory.words] & unknown
+                at += memory.words
+            yield initial, replace(self.stimulus, memories=images)
+
+    def _explain_unknown(self, runs: NDArray[np.int64], other: WatchedTrace) -> None:
+        cycles = (self._watched(runs).values[:, :-1] != other.values[:, :-1]).any(axis=0)
         cycle, column = np.argwhere(cycles)[0]
         name = self.simulator.design.slots[int(self.observer.slots[column])].name
         raise TargetError(
-            f"golden run: {name} is unknown (X) in cycle {cycle}: it depends on a register that nothing has "
-            "initialised, or on a net that nothing drives; reset the design, and set first_cycle to the first cycle in "
-            "which the outputs are defined"
+            f"golden run: {name} is unknown (X) in cycle {cycle}: it depends on a register or memory that nothing has "
+            "initialised, on X, or on a net that nothing drives; reset the design, and set first_cycle to the first "
+            "cycle in which the outputs are defined"
         )
 
-    def _run(self, runs: NDArray[np.int64], initial: NDArray | None) -> NDArray:
-        trace = self.simulator.run(self.stimulus, runs, initial=initial)
-        assert trace is not None
-        return trace
+    def _watched(
+        self, runs: NDArray[np.int64], initial: NDArray | None = None, stimulus: Stimulus | None = None
+    ) -> WatchedTrace:
+        """What is watched of fault-free runs, [runs, cycles + 1, slots]."""
+        slots, stimulus = self.observer.slots, stimulus or self.stimulus
+        if self._in_windows:
+            golden = [self._windows(run, initial, stimulus) for run in runs.tolist()]
+            values = np.stack([run.watched(slots).values for run in golden])
+        else:
+            values = self.simulator.run(stimulus, runs, initial=initial, slots=slots)
+            assert values is not None
+        return WatchedTrace(values, slots, len(self.simulator.design.slots))
+
+    def _chunks(self) -> Iterator[NDArray[np.int64]]:
+        """Runs whose traces fit in the memory together."""
+        step = max(1, min(self.simulator.lanes, self._resources.memory_bytes // (4 * self._trace_bytes)))
+        for first in range(0, self.stimulus.runs, step):
+            yield np.arange(first, min(first + step, self.stimulus.runs))
 
     @cached_property
     def _trace_bytes(self) -> int:
@@ -174,13 +201,20 @@ class DesignTarget(Target):
         return row * (self.stimulus.cycles + 1)
 
     @cached_property
+    def _in_windows(self) -> bool:
+        """Whether a golden run is too long to be in memory as a whole."""
+        return self._trace_bytes > self._resources.memory_bytes // 2
+
+    @cached_property
     def _answers(self) -> NDArray[np.int64]:
         parts = []
-        step = max(1, min(self.simulator.lanes, self._resources.memory_bytes // (4 * self._trace_bytes)))
-        for first in range(0, self.stimulus.runs, step):
-            runs = np.arange(first, min(first + step, self.stimulus.runs))
-            trace = self._run(runs, None)
-            self._keep(runs, trace)
+        for runs in self._chunks():
+            if self._in_windows:
+                trace = self._watched(runs)
+            else:
+                trace = self.simulator.run(self.stimulus, runs)
+                assert trace is not None
+                self._keep(runs, trace)
             parts.append(self.observer.golden(trace))
         if len({part.shape[1] for part in parts}) > 1:
             raise TargetError("golden run: every input must give the same number of words")
@@ -193,11 +227,24 @@ class DesignTarget(Target):
                 kept.pop(next(iter(kept)))
             kept[run] = rows
 
-    def golden_trace(self, run: int) -> NDArray:
-        """[cycles + 1, slots] of a fault-free run."""
+    def golden_trace(self, run: int) -> NDArray | GoldenRun:
+        """[cycles + 1, slots] of a fault-free run; in windows, where it is too long for the memory."""
+        if self._in_windows:
+            if self._golden_run is None or self._golden_run[0] != run:
+                self._golden_run = run, self._windows(run, None, self.stimulus)
+            return self._golden_run[1]
         if run not in self._traces:
-            self._keep(np.array([run]), self._run(np.array([run]), None))
+            trace = self.simulator.run(self.stimulus, [run])
+            assert trace is not None
+            self._keep(np.array([run]), trace)
         return self._traces[run]
+
+    def _windows(self, run: int, initial: NDArray | None, stimulus: Stimulus) -> GoldenRun:
+        design, level = self.simulator.design, self.netlist.level
+        fed = sum(slot_bytes(slot.width, level) for slot in design.slots if slot.kind == "input")
+        cycle = len(design.slots) * self.simulator.golden_type.itemsize + fed
+        cycles = max(16, self._resources.memory_bytes // (8 * cycle))
+        return GoldenRun(self.simulator, stimulus, run, cycles, initial=initial)
 
     # -- faults -----------------------------------------------------------------------------------------------
 
@@ -392,9 +439,10 @@ class DesignTarget(Target):
             if not single:
                 first = rows[np.minimum(np.searchsorted(rows["fault"], np.arange(count)), len(rows) - 1)]
             order = np.argsort(self._place_and_time(first))
-        trace = self.golden_trace(run)
+        golden = self.golden_trace(run)
+        trace = golden if isinstance(golden, np.ndarray) else golden.watched(self.observer.slots)
         watch = self.observer.watch(trace)
-        response = self.simulator.respond(trace, self._images(run), watch, rows, count, order=order)
+        response = self.simulator.respond(golden, self._images(run), watch, rows, count, order=order)
         answers = self.observer.answers(trace, self._answers[run], response, count)
         return replace(answers, hang=answers.hang | response.oscillates)
 

@@ -388,6 +388,7 @@ int64_t run_window(Machine *m, const Stream *s, const Chunk *c, u64 **memory) {
         }
         forcing = force_slots(forced, forcing, t, par, in);
         run_cycle(m, t, par, c->lanes, active, acting, memory);
+        write_memories(m, par, c->lanes, memory);
         keep_results(m, s, c, par, step, phase);
         int kept = 0;
         for (int r = 0; r < active; r++)
