@@ -305,6 +305,22 @@ def test_each_resident_word_and_cycle_is_drawn_once_and_no_other(dataflow: Dataf
         assert len(live) > 10
 
 
+@pytest.mark.parametrize("position", ["operand_b", "sum"])
+@pytest.mark.parametrize("dataflow", list(DESIGNS))
+def test_control_is_resident_where_a_word_that_it_decides_on_is(dataflow: Dataflow, position: Position) -> None:
+    layer = matrix_layer(4, 5, 3)
+    component = Component(
+        name="it", position=position, category="local_control", effect="random", flip_flops=2, delay=1, travels=True
+    )
+    tested = architecture(dataflow, component)
+    a, b = np.ones((1, 4, 5), np.int8), np.ones((1, 5, 3), np.int8)
+    residence, cycles = tested.residence(component, layer), tested.mapping(layer).cycles
+    word, cycle = (axis.ravel() for axis in np.meshgrid(np.arange(ROWS * COLS), np.arange(cycles), indexing="ij"))
+    found = tested.errors(component, layer, a, b, 0 * word, word, cycle, bit_flips(0 * word))
+    drawn = residence.at(np.arange(residence.size))
+    np.testing.assert_array_equal(np.sort(drawn[0] * cycles + drawn[1]), np.unique(found.fault))
+
+
 def test_control_loses_or_garbles_the_word_it_goes_with() -> None:
     dropped = Component(name="valid", position="operand_a", category="local_control", effect="dropped", flip_flops=1)
     garbled = Component(name="load", position="operand_a", category="local_control", effect="random", flip_flops=3)
@@ -326,6 +342,62 @@ def test_control_loses_or_garbles_the_word_it_goes_with() -> None:
         tested.errors(stopped, layer, a, b, *where, lambda words, fault: words)
     residence = tested.residence(stopped, layer)
     assert (residence.size, residence.occupancy) == (tested.mapping(layer).cycles, 1.0)
+
+
+def control_upsets(
+    simulator: ArraySimulator, tested: Architecture, name: str, layer: LoweredLayer, word: np.ndarray, cycle: np.ndarray
+) -> tuple[Errors, Errors]:
+    """The errors of a shipped description's control, and those of the flip-flop of that name at RTL."""
+    a, b = operands(layer, 1, 12)
+    component, image = tested.component(name), np.zeros(len(word), int)
+    slot = {entry.name: k for k, entry in enumerate(simulator.simulator.design.slots)}
+    slots = [slot[f"row[{place // COLS}].column[{place % COLS}].pe.{name}"] for place in word]
+    random = np.random.default_rng(13).integers(0, 2**31, len(word)).astype(np.uint64)
+    mask = np.uint64(2**component.word_bits - 1)
+
+    def corrupt(words: np.ndarray, fault: np.ndarray) -> np.ndarray:
+        return words * np.uint64(0) if component.effect == "dropped" else random[fault] & mask
+
+    found = tested.errors(component, layer, a, b, image, word, cycle, corrupt)
+    rows = upsets(slots, np.zeros(len(word), int), cycle)
+    return found, simulator.stream(tested.mapping(layer), a, b, image, rows)
+
+
+@pytest.mark.parametrize("name", ["valid", "clear"])
+def test_control_that_loses_a_word_is_the_same_through_two_levels(
+    simulators: dict[str, ArraySimulator], name: str
+) -> None:
+    tested = shipped("output_stationary").model_copy(update={"rows": ROWS, "cols": COLS})
+    layer = matrix_layer(5, 6, 4)
+    m, k, n = (axis.ravel() for axis in np.indices((5, 6, 4)))
+    # The first product of a sum is another matter: then "clear" is set.
+    place = tested.mapping(layer).where(m[k > 0], k[k > 0], n[k > 0])
+    found, at_rtl = control_upsets(
+        simulators["output_stationary"], tested, name, layer, place.row * COLS + place.col, place.cycle
+    )
+    same(found, at_rtl)
+    assert len(np.unique(found.fault)) > 90
+
+
+@pytest.mark.parametrize(
+    ("dataflow", "name"),
+    [("output_stationary", "drain"), ("weight_stationary", "valid"), ("weight_stationary", "load")],
+)
+def test_control_that_garbles_words_reaches_the_elements_that_it_reaches_at_rtl(
+    simulators: dict[str, ArraySimulator], dataflow: Dataflow, name: str
+) -> None:
+    tested = shipped(dataflow).model_copy(update={"rows": ROWS, "cols": COLS})
+    layer = matrix_layer(9, 9, 4)
+    generator = np.random.default_rng(14)
+    word, cycle = generator.integers(0, ROWS * COLS, 400), generator.integers(0, tested.mapping(layer).cycles, 400)
+    found, at_rtl = control_upsets(simulators[dataflow], tested, name, layer, word, cycle)
+    elements: list[dict[int, set]] = [{fault: set() for fault in range(400)} for _ in range(2)]
+    for errors, into in zip((found, at_rtl), elements, strict=True):
+        for fault, row, column in zip(errors.fault.tolist(), errors.row.tolist(), errors.column.tolist(), strict=True):
+            into[fault].add((row, column))
+    agreeing = sum(elements[0][fault] == elements[1][fault] for fault in range(400))
+    assert agreeing > 0.85 * 400
+    assert sum(map(len, elements[1].values())) > 200
 
 
 @pytest.mark.parametrize("name", ["eyeriss", "output_stationary", "weight_stationary"])
@@ -359,6 +431,17 @@ GOOD = "name: mine\ndataflow: {dataflow}\nrows: 2\ncols: 2\ncomponents:\n  - {{n
             "output_stationary",
             "position: sum, category: global_control, flip_flops: 3",
             "position: global_control is at the position array",
+        ),
+        ("output_stationary", "position: sum, travels: true", "delay, travels: only local_control has them"),
+        (
+            "output_stationary",
+            "position: exit, category: local_control, effect: random, flip_flops: 1, travels: true",
+            "travels: needs a position in the PEs, operand_a, operand_b, sum, not exit",
+        ),
+        (
+            "row_stationary",
+            "position: sum, category: local_control, effect: random, flip_flops: 1, travels: true",
+            "control travels in systolic dataflows only",
         ),
         ("output_stationary", "position: memory_c", "an output-stationary array puts no sums aside"),
         ("row_stationary", "position: exit", "exit is a position of systolic dataflows only"),

@@ -29,8 +29,9 @@ filter SRAM and psum register of a PE) and the global buffer. The *categories* a
 the same word in turn, each is a component of its own at the same position.
 
 Exact, that is as the shipped arrays' RTL: datapath faults at ``entry``, ``operand``, ``sum`` and ``exit`` of systolic
-dataflows. Of the control, only the word that it goes with is modelled. Memories hold all of a layer (no refetching from
-outside), and a word stays in them from the start of the layer's stream of tiles until it is last read.
+dataflows. Of the control, only the words that it goes with are modelled; all of them become the same random word.
+Memories hold all of a layer (no refetching from outside), and a word stays in them from the start of the layer's stream
+of tiles until it is last read.
 
 **How a target enumerates faults.** For each layer and component there is one region of the fault space: ``site``
 ``"<layer>/<component>"``, ``format`` of ``component.word_bits`` bits, ``model`` the campaign's for ``datapath`` and
@@ -84,6 +85,8 @@ _MATRIX: dict[Position, Matrix] = {
     "exit": "C",
 }
 
+_IN_PE: tuple[Position, ...] = ("operand_a", "operand_b", "sum")
+
 
 class Component(BaseModel):
     """Like flip-flops or memory cells of an accelerator; see the module's text.
@@ -94,6 +97,9 @@ class Component(BaseModel):
         category: datapath, local control or global control.
         effect: of local control only: the word is ``dropped`` or ``random``.
         flip_flops: of control only: how many there are for each word of the position (for global control, in all).
+        delay: of local control only: the word that it decides on is the one at the position so many cycles later; 1
+            where it decides what a register takes in at the end of the cycle.
+        travels: of local control only: it moves one PE to the east in each cycle, and decides there too.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -103,6 +109,8 @@ class Component(BaseModel):
     category: Category = "datapath"
     effect: Literal["dropped", "random"] | None = None
     flip_flops: Annotated[int, Field(ge=1)] | None = None
+    delay: Annotated[int, Field(ge=0)] = 0
+    travels: bool = False
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -110,6 +118,10 @@ class Component(BaseModel):
             raise ValueError("effect: local_control needs dropped or random, the others take none")
         if (self.flip_flops is not None) != (self.category != "datapath"):
             raise ValueError("flip_flops: control needs their number, the datapath has those of its words")
+        if (self.delay or self.travels) and self.category != "local_control":
+            raise ValueError("delay, travels: only local_control has them")
+        if self.travels and self.position not in _IN_PE:
+            raise ValueError(f"travels: needs a position in the PEs, {', '.join(_IN_PE)}, not {self.position}")
         if (self.position == "array") != (self.category == "global_control"):
             raise ValueError("position: global_control is at the position array, nothing else is")
         return self
@@ -205,6 +217,8 @@ class Architecture(BaseModel):
                 raise ValueError(
                     f"components: {component.name}: {component.position} is a position of systolic dataflows only"
                 )
+            if self.dataflow == "row_stationary" and component.travels:
+                raise ValueError(f"components: {component.name}: control travels in systolic dataflows only")
             if self.dataflow == "output_stationary" and component.position == "memory_c":
                 raise ValueError(f"components: {component.name}: an output-stationary array puts no sums aside")
         return self
@@ -335,33 +349,41 @@ class Architecture(BaseModel):
         if component.category == "global_control":
             raise TargetError(f"{component.name}: a fault in global control is a failure of the run, not of sums")
         mapping = self.mapping(layer)
-        image = np.asarray(image, np.int64)
-        reach = self._reach(component, mapping, layer, np.asarray(word, np.int64), np.asarray(cycle, np.int64))
-        hit, first = np.unique(reach.fault, return_index=True)
+        word, cycle = np.asarray(word, np.int64), np.asarray(cycle, np.int64)
+        owner = np.arange(len(word))
+        if component.travels:
+            place, step = np.divmod(np.arange(len(word) * self.cols), self.cols)
+            inside = word[place] % self.cols + step < self.cols
+            owner, step = place[inside], step[inside]
+            word, cycle = word[owner] + step, cycle[owner] + step
+        reach = self._reach(component, mapping, layer, word, cycle)
+        faults = owner[reach.fault]
+        which = np.asarray(image, np.int64)[faults]
         if component.matrix == "C":
-            golden = _partial_sums(a, b, image[reach.fault], reach)
-            change = _changed(golden, corrupt(_word(golden, SUM_BITS), reach.fault), SUM_BITS)
-            return _collected(reach.fault, reach.m, reach.n, change)
-        which = image[reach.fault]
+            golden = _partial_sums(a, b, which, reach)
+            change = _changed(golden, corrupt(_word(golden, SUM_BITS), faults), SUM_BITS)
+            return _collected(faults, reach.m, reach.n, change)
         left, right = a[which, reach.m, reach.k], b[which if len(b) > 1 else 0, reach.k, reach.n]
         held, other = (left, right) if component.matrix == "A" else (right, left)
+        hit, first = np.unique(reach.fault, return_index=True)
         golden = held[first].astype(np.int64)
-        change = np.zeros(len(image), np.int64)
-        change[hit] = _changed(golden, corrupt(_word(golden, OPERAND_BITS), hit), OPERAND_BITS)
-        return _collected(reach.fault, reach.m, reach.n, change[reach.fault] * other)
+        change = np.zeros(len(word), np.int64)
+        change[hit] = _changed(golden, corrupt(_word(golden, OPERAND_BITS), owner[hit]), OPERAND_BITS)
+        return _collected(faults, reach.m, reach.n, change[reach.fault] * other)
 
     def _first_cycle(self, component: Component, mapping: Mapping, element: Integers) -> Integers:
         register = _register(mapping, component)
+        none = np.zeros_like(element)
         match component.position:
             case "entry_a":
-                return mapping.first_cycle(register, element, 0 * element) - 1
+                first = mapping.first_cycle(register, element, none) - 1
             case "entry_b":
-                return mapping.first_cycle(register, 0 * element, element) - 1
+                first = mapping.first_cycle(register, none, element) - 1
             case "exit":
-                return mapping.first_cycle(register, 0 * element + self.rows - 1, element)
+                first = mapping.first_cycle(register, none + self.rows - 1, element)
             case _:
-                place, _ = np.divmod(element, mapping.words(register))
-                return mapping.first_cycle(register, *np.divmod(place, self.cols))
+                first = mapping.first_cycle(register, *np.divmod(element // mapping.words(register), self.cols))
+        return first - component.delay
 
     def _reach(
         self,
@@ -372,7 +394,7 @@ class Architecture(BaseModel):
         cycle: Integers,
         most: int | None = None,
     ) -> Reach:
-        position = component.position
+        position, cycle = component.position, cycle + component.delay
         if position.startswith("memory"):
             assert layer is not None
             return _read_from_memory(mapping, position, layer, word, cycle)
