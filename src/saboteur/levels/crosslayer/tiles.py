@@ -30,6 +30,7 @@ from saboteur.levels.hardware.sites import Sites
 from saboteur.levels.hardware.windows import GROUP, PIECE, SNAPSHOT, WIRE, Chunk, Layer, Tables, Windows
 
 _LONGEST_MEMORY = 6
+_MARGINS = (2, 4, 8, 16, 32, 64)
 _TRIED_LANES = 64
 _WINDOWS_AT_ONCE = 8192
 
@@ -100,14 +101,13 @@ class ArraySimulator:
                 adapter is not as it must be (:func:`~saboteur.levels.crosslayer.arrays.learn`).
         """
         image, rows = self._checked(mapping, a, b, image, rows)
-        images, which = np.unique(image, return_inverse=True)
         plan = self._plan(self._shape(mapping))
-        layer = _layer(mapping, plan.schedule.shape, plan.tables, a[images], b[images] if len(b) > 1 else b)
+        layer, which = _layer(mapping, plan, a, b, image)
         plan.windows.load(layer)
-        stream = _Stream(plan, layer, mapping, which.astype(np.int64), rows)
+        stream = _Stream(plan, layer, mapping, which, rows)
         found = stream.transient()
         if stream.lasts:
-            found += stream.lasting(_products(a[images], b[images] if len(b) > 1 else b))
+            found += stream.lasting(a, b, image)
         return _summed(found, mapping, self.array.acc_width)
 
     def stream(
@@ -211,12 +211,18 @@ class _Plan:
         self.schedule = learn(array, shape, inputs, outputs)
         self.tables = self._tables()
         self.windows = Windows(simulator, self.tables)
-        self.remembers = self._remembers()
+        self.settles = self._settles()
 
     @property
     def total(self) -> int:
         """Cycles of the stream."""
         return self.schedule.cycles(self.shape.tiles)
+
+    @property
+    def span(self) -> int:
+        """Cycles from the start of a fault's period to the end of its window: then results are out, states settled."""
+        after = self.settles if self.settles <= 2 * self.schedule.interval else 0
+        return self.schedule.interval + max(after, self.schedule.flush)
 
     def _tables(self) -> Tables:
         schedule, design = self.schedule, self.simulator.design
@@ -290,8 +296,8 @@ class _Plan:
         first = np.searchsorted(keep[order], np.arange(len(keys) + 1))
         return keep_slots.astype(np.int32), keep_phase.astype(np.int32), first.astype(np.int32), parts[order]
 
-    def _remembers(self) -> int:
-        """For how many periods a state lasts: after them, machines that began in different states are in the same one.
+    def _settles(self) -> int:
+        """After how many cycles machines that begin a period in different states are in the same one.
 
         Tried out with random states and operands; the whole stream where it takes more than a few periods. Checks the
         array's results on the way.
@@ -329,24 +335,23 @@ class _Plan:
                 f"array: element ({row}, {column}) of tile {tile} of a stream of random tiles is not A @ B; check "
                 "stimulus and result of the adapter"
             )
-        always = self.shape.tiles + schedule.spill
         if self.shape.tiles < schedule.reference_tiles:
-            return always
+            return self.total
+        lengths = [schedule.flush + margin for margin in _MARGINS if schedule.flush + margin < schedule.interval]
+        lengths += [(period + 1) * schedule.interval for period in range(_LONGEST_MEMORY)]
         states = []
         for start in (np.zeros((1, windows.state_words), np.uint64), self._random_states(generator)):
-            snapshots = np.zeros(_LONGEST_MEMORY * _TRIED_LANES, SNAPSHOT)
-            periods = np.repeat(np.arange(_LONGEST_MEMORY), _TRIED_LANES)
-            snapshots["cycle"] = (periods + 1) * schedule.interval
-            snapshots["lane"], snapshots["to"] = np.tile(lanes, _LONGEST_MEMORY), np.arange(len(snapshots))
+            snapshots = np.zeros(len(lengths) * _TRIED_LANES, SNAPSHOT)
+            snapshots["cycle"] = np.repeat(lengths, _TRIED_LANES)
+            snapshots["lane"], snapshots["to"] = np.tile(lanes, len(lengths)), np.arange(len(snapshots))
             found = np.zeros((len(snapshots), windows.state_words), self.simulator.golden_type)
             start_of = np.arange(_TRIED_LANES) % len(start)
             period = np.full(_TRIED_LANES, schedule.head, np.int32)
-            cycles = _LONGEST_MEMORY * schedule.interval
             start = start.astype(self.simulator.golden_type)
-            windows.run(Chunk(lanes, period, 0, cycles, start, start_of, snapshots=snapshots, states=found))
-            states.append(found.reshape(_LONGEST_MEMORY, -1))
-        forgotten = (states[0] == states[1]).all(axis=1)
-        return int(np.flatnonzero(~forgotten).max(initial=-1)) + 2 if forgotten[-1] else always
+            windows.run(Chunk(lanes, period, 0, lengths[-1], start, start_of, snapshots=snapshots, states=found))
+            states.append(found.reshape(len(lengths), -1))
+        settled = (states[0] == states[1]).all(axis=1)
+        return lengths[int(settled.argmax())] if settled.any() else self.total
 
     @cached_property
     def power_on(self) -> NDArray:
@@ -386,7 +391,7 @@ class _Stream:
             on[faults], off[faults] = np.minimum.reduceat(rows["on"], first), np.maximum.reduceat(rows["off"], first)
         self._on = on
         acts = (off > on) & (on < plan.total)
-        short = off <= (on // self._interval + 1) * self._interval + plan.schedule.flush
+        short = off <= on // self._interval * self._interval + plan.span
         self._short, self._long = np.flatnonzero(acts & short), np.flatnonzero(acts & ~short)
 
     @property
@@ -405,7 +410,7 @@ class _Stream:
             order = np.argsort(phase, kind="stable")
             faults, period, phase = faults[order], period[order], phase[order]
             begin = phase[np.arange(len(faults)) // self._lanes * self._lanes]
-            span = self._interval + self._plan.schedule.flush
+            span = self._plan.span
             states = None
             while len(faults):
                 errors, alive, states = self._round(faults, period, begin, span, states)
@@ -437,7 +442,7 @@ class _Stream:
         """
         plan, lanes = self._plan, self._lanes
         image = self._image[faults]
-        golden = _Golden(self, image, period, begin if states is None else None, span)
+        golden = _Golden(self, image, period, begin, span, states is None)
         start, start_of = (golden.states, golden.start_of) if states is None else (states, np.arange(len(faults)))
         chunk_rows = self._chunked(faults, period * self._interval + begin) if states is None else None
         errors, alive, left = [], [], []
@@ -509,9 +514,11 @@ class _Stream:
 
     # -- faults that last -------------------------------------------------------------------------------------
 
-    def lasting(self, golden: NDArray[np.int64]) -> list[tuple[NDArray, ...]]:
-        """Errors of the other faults; golden is [images, m, n]."""
+    def lasting(self, a: NDArray, b: NDArray, image: NDArray[np.int64]) -> list[tuple[NDArray, ...]]:
+        """Errors of the other faults: each has ``image`` of the operands a and b."""
         plan, layer = self._plan, self._layer
+        images, golden_of = np.unique(image[self._long], return_inverse=True)
+        golden = _products(a[images], b if len(b) == 1 else b[images])
         found = []
         chunk_rows = self._chunked(self._long, np.zeros(len(self._long), np.int64))
         sums = np.zeros((layer.rows, layer.columns, self._lanes), np.uint64)
@@ -530,7 +537,8 @@ class _Stream:
                 sums=sums,
             )
             plan.windows.run(chunk)
-            changed = plan.windows.changed(sums, golden, chunk.image, plan.array.acc_width)
+            mine = golden_of[first : first + self._lanes]
+            changed = plan.windows.changed(sums, golden, mine, plan.array.acc_width)
             row, column = np.divmod(changed["output"], layer.columns)
             found.append((faults[changed["fault"]], row, column, changed["value"].view(np.int64)))
         return found
@@ -552,26 +560,30 @@ class _Golden:
         stream: _Stream,
         image: NDArray[np.int64],
         period: NDArray[np.int64],
-        begin: NDArray[np.int64] | None,
+        begin: NDArray[np.int64],
         span: int,
+        starts: bool,
     ):
         plan, lanes, interval = stream._plan, stream._lanes, stream._interval
         periods = plan.shape.tiles + plan.schedule.spill
         more = -(-span // interval)
         place, of = np.unique(image * periods + period, return_inverse=True)
+        # A machine begins at a period from which it settles in time.
+        lead = np.zeros(len(place), np.int64)
+        np.maximum.at(lead, of, -(np.minimum(begin - plan.settles, 0) // interval))
         image, period = np.divmod(place, periods)
         # Successive periods of an image are computed by one machine, as long as all machines have something to do.
         gap = np.diff(period, prepend=0)
-        breaks = (np.diff(image, prepend=-1) != 0) | (gap > plan.remembers + more)
-        lead = np.flatnonzero(breaks)
+        breaks = (np.diff(image, prepend=-1) != 0) | (gap > lead + more)
+        leading = np.flatnonzero(breaks)
         run = np.cumsum(breaks) - 1
-        since = period - period[lead][run]
-        spans = np.add.reduceat(np.where(breaks, 1, gap), lead)
+        since = period - period[leading][run]
+        spans = np.add.reduceat(np.where(breaks, 1, gap), leading)
         longest = max(-(-int(spans.sum()) // lanes), 1)
         part = np.cumsum(breaks | (np.diff(since // longest, prepend=0) != 0)) - 1
         head = np.flatnonzero(np.diff(part, prepend=-1))
         last = np.append(head[1:], len(part)) - 1
-        first_period = np.maximum(period[head] - plan.remembers, 0)
+        first_period = np.maximum(period[head] - lead[head], 0)
         length = period[last] - first_period
         order = np.argsort(-length, kind="stable")
         rank = np.empty_like(order)
@@ -593,7 +605,7 @@ class _Golden:
         owner = [part[ends]]
         snapshots[0]["cycle"], snapshots[0]["to"] = (at * interval + span)[ends], end_of[ends]
         self.start_of = np.zeros(len(of), np.int64)
-        if begin is not None:
+        if starts:
             keys, which = np.unique(of * interval + begin, return_inverse=True)
             window, phase = np.divmod(keys, interval)
             self.start_of = len(snapshots[0]) + which
@@ -626,27 +638,30 @@ class _Golden:
             )
 
 
-def _layer(mapping: Mapping, shape: tuple[int, int, int], tables: Tables, a: NDArray, b: NDArray) -> Layer:
-    """The operands of a stream, block by block."""
-    m, k, n = shape
+def _layer(mapping: Mapping, plan: _Plan, a: NDArray, b: NDArray, image: NDArray[np.int64]) -> tuple[Layer, NDArray]:
+    """The operands of a stream, block by block, and which of them each fault meets."""
+    m, k, n = plan.schedule.shape
+    tables, kind = plan.tables, _operand_type(plan.tables.operand_bits)
     block = mapping.block(np.arange(mapping.tiles))
-    kind = _operand_type(tables.operand_bits)
 
-    def cut(
-        whole: NDArray, first: NDArray, second: NDArray, sizes: tuple[int, int], words: int
-    ) -> tuple[NDArray, NDArray]:
-        corners, which = np.unique(np.stack([first, second], axis=1), axis=0, return_inverse=True)
-        blocks = np.zeros((len(whole), len(corners), words), kind)
-        for number, (one, other) in enumerate(corners.tolist()):
-            part = whole[:, one : one + sizes[0], other : other + sizes[1]]
-            shaped = blocks[:, number, : sizes[0] * sizes[1]].reshape(len(whole), *sizes)
-            shaped[:, : part.shape[1], : part.shape[2]] = part
-            blocks[:, number, : sizes[0] * sizes[1]] = shaped.reshape(len(whole), sizes[0] * sizes[1])
-        return blocks, which.ravel()
+    def cut(whole: NDArray, first: NDArray, second: NDArray, sizes: tuple[int, int], words: int) -> tuple[NDArray, ...]:
+        count, high, wide = whole.shape
+        down, across = -(-high // sizes[0]), -(-wide // sizes[1])
+        padded = np.zeros((count, down * sizes[0], across * sizes[1]), kind)
+        padded[:, :high, :wide] = whole
+        tiled = padded.reshape(count, down, sizes[0], across, sizes[1]).swapaxes(2, 3)
+        blocks = np.zeros((count, down * across, words), kind)
+        blocks[..., : sizes[0] * sizes[1]] = tiled.reshape(count, down * across, sizes[0] * sizes[1])
+        return blocks, first // sizes[0] * across + second // sizes[1]
 
-    a_blocks, a_of = cut(a, block.m, block.k, (m, k), tables.a_words)
-    b_blocks, b_of = cut(b, block.k, block.n, (k, n), tables.words - tables.a_words)
-    return Layer(a_blocks, b_blocks, a_of, b_of, block.m, block.n, mapping.m, mapping.n)
+    images, which = np.unique(image, return_inverse=True)
+    whole_rows = k == mapping.k and mapping.m % m == 0 and tables.a_words == m * k
+    if whole_rows and a.dtype == kind and a.flags.c_contiguous and (len(b) == 1 or len(images) == len(a)):
+        a_blocks, a_of, which = a.reshape(len(a), mapping.m // m, m * k), block.m // m, image
+    else:
+        a_blocks, a_of = cut(a[images], block.m, block.k, (m, k), tables.a_words)
+    b_blocks, b_of = cut(b if len(b) == 1 else b[images], block.k, block.n, (k, n), tables.words - tables.a_words)
+    return Layer(a_blocks, b_blocks, a_of, b_of, block.m, block.n, mapping.m, mapping.n), which
 
 
 def _products(a: NDArray, b: NDArray) -> NDArray[np.int64]:
