@@ -90,7 +90,7 @@ def test_a_target_with_little_memory(valid: str | None, monkeypatch: pytest.Monk
             given = each.outputs[~each.hang[each.affected]]
             answers[-1] += [each.changed.tolist(), each.hang.tolist(), each.latent.tolist(), given.tolist()]
         assert all(each.changed.any() for each in found)
-        assert isinstance(target.golden_trace(0), GoldenRun) == (memory < 1 << 20)
+        assert isinstance(target._golden(0), GoldenRun) == (memory < 1 << 20)
     assert answers[0] == answers[1]
 
 

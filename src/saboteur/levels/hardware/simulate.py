@@ -440,6 +440,7 @@ class GoldenWindows(Protocol):
 
     def __len__(self) -> int:
         """Its cycles and one."""
+        ...
 
     def window(self, cycle: int) -> tuple[int, NDArray, list[NDArray[np.uint64]]]:
         """Cycles that begin at or before one and end after it.
@@ -447,6 +448,7 @@ class GoldenWindows(Protocol):
         Returns:
             The first cycle, values [cycles, slots], and [words] of each memory in the first cycle.
         """
+        ...
 
 
 class _Fetch:

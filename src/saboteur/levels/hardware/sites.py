@@ -117,7 +117,7 @@ class Sites:
             cells: dict[str, dict[tuple, None]] = {}
             for i, cell in enumerate(module.cells):
                 stems = [stem(self._design, path, bits[0]) for bits in cell.inputs.values()]
-                met = [line for line in (*stems, (path, i, "Y")) if line in nets]
+                met: list[tuple] = [line for line in (*stems, (path, i, "Y")) if line is not None and line in nets]
                 cells.setdefault(cell.name, {}).update(dict.fromkeys(met))
             found = []
             for lines in cells.values():

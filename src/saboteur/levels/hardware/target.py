@@ -227,12 +227,16 @@ class DesignTarget(Target):
                 kept.pop(next(iter(kept)))
             kept[run] = rows
 
-    def golden_trace(self, run: int) -> NDArray | GoldenRun:
-        """[cycles + 1, slots] of a fault-free run; in windows, where it is too long for the memory."""
-        if self._in_windows:
-            if self._golden_run is None or self._golden_run[0] != run:
-                self._golden_run = run, self._windows(run, None, self.stimulus)
-            return self._golden_run[1]
+    def _golden(self, run: int) -> NDArray | GoldenRun:
+        """A fault-free run, in windows where it is too long for the memory."""
+        if not self._in_windows:
+            return self.golden_trace(run)
+        if self._golden_run is None or self._golden_run[0] != run:
+            self._golden_run = run, self._windows(run, None, self.stimulus)
+        return self._golden_run[1]
+
+    def golden_trace(self, run: int) -> NDArray:
+        """[cycles + 1, slots] of a fault-free run."""
         if run not in self._traces:
             trace = self.simulator.run(self.stimulus, [run])
             assert trace is not None
@@ -439,7 +443,7 @@ class DesignTarget(Target):
             if not single:
                 first = rows[np.minimum(np.searchsorted(rows["fault"], np.arange(count)), len(rows) - 1)]
             order = np.argsort(self._place_and_time(first))
-        golden = self.golden_trace(run)
+        golden = self._golden(run)
         trace = golden if isinstance(golden, np.ndarray) else golden.watched(self.observer.slots)
         watch = self.observer.watch(trace)
         response = self.simulator.respond(golden, self._images(run), watch, rows, count, order=order)

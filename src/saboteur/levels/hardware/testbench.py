@@ -19,9 +19,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from saboteur.errors import TargetError, near
+from saboteur.levels.hardware.golden import WatchedTrace
 from saboteur.levels.hardware.netlist import Design, Pieces
 from saboteur.levels.hardware.simulate import Response, Simulator, Stimulus, Watch
 from saboteur.levels.hardware.waves import WAVE_FILES, read_waves
+
+Trace = NDArray | WatchedTrace
 
 
 @dataclass(frozen=True)
@@ -132,6 +135,7 @@ class Observer:
         self._position = np.where(self._strobe, np.cumsum(self._strobe).reshape(self._strobe.shape) - 1, -1)
         self.slots = np.array(sorted(set(slots) - {-1}), np.int32)
         self._column = {int(slot): k for k, slot in enumerate(self.slots)}
+        self._slots = len(simulator.design.slots)
         self._parts = _Parts.of(self._numbers, self._column)
         self._alarm_bits = np.zeros(len(self.slots), np.uint64)
         for slot, low, bits, _ in (piece for pieces in self._alarms for piece in pieces if piece[0] >= 0):
@@ -154,7 +158,7 @@ class Observer:
             raise TargetError(f"valid: {name} must be one bit that is computed")
         return pieces
 
-    def golden(self, trace: NDArray) -> NDArray[np.int64]:
+    def golden(self, trace: Trace) -> NDArray[np.int64]:
         """The answers [runs, numbers] of fault-free runs, from their trace [runs, cycles + 1, slots].
 
         Raises:
@@ -179,7 +183,7 @@ class Observer:
             )
         return words[valid].reshape(len(trace), -1)
 
-    def watch(self, trace: NDArray) -> Watch:
+    def watch(self, trace: Trace) -> Watch:
         """What is compared in a run with this golden trace [cycles + 1, slots]."""
         strobe = np.zeros((self._cycles, len(self.slots)), np.bool_)
         always = [piece[0] for pieces in self._alarms for piece in pieces]
@@ -200,7 +204,7 @@ class Observer:
         return Watch(self.slots, strobe, valid)
 
     def answers(
-        self, trace: NDArray, golden: NDArray[np.int64], response: Response, faults: int, chunk: int = 1 << 24
+        self, trace: Trace, golden: NDArray[np.int64], response: Response, faults: int, chunk: int = 1 << 24
     ) -> Answers:
         """The answers of faulty machines in one run.
 
@@ -231,7 +235,7 @@ class Observer:
         return Answers(affected, hang, alarm, changed, response.converged == -1, outputs)
 
     def _changes(
-        self, trace: NDArray, found: NDArray, place_of: NDArray[np.int64]
+        self, trace: Trace, found: NDArray, place_of: NDArray[np.int64]
     ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.uint64]]:
         """At given strobes, which bits of which number of which affected machine differ: place, position, bits."""
         parts = self._parts
@@ -268,7 +272,7 @@ class Observer:
         return outputs.view(np.int64)
 
     def _collected(
-        self, trace: NDArray, golden: NDArray[np.int64], found: NDArray, affected: NDArray[np.int64], chunk: int
+        self, trace: Trace, golden: NDArray[np.int64], found: NDArray, affected: NDArray[np.int64], chunk: int
     ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         """The words of the valid cycles of each affected machine, and whether it has too few."""
         assert self._valid is not None
@@ -285,7 +289,7 @@ class Observer:
             values = np.repeat(trace[cycles][None][:, :, self.slots], len(affected[mine]), axis=0)
             where = np.searchsorted(affected[mine], rows["fault"]), np.searchsorted(cycles, rows["cycle"])
             values[(*where, rows["output"])] = rows["value"]
-            full = _Columns(values, self._column)
+            full = WatchedTrace(values, self.slots, self._slots)
             valid = (self._simulator.read(full, self._valid) == 1) & self._window[cycles]
             order = np.argsort(~valid, axis=1, kind="stable")[:, :needed]
             hang[mine] = valid.sum(axis=1) < needed
@@ -293,7 +297,7 @@ class Observer:
             outputs[mine] = words.reshape(len(words), -1)
         return outputs, hang
 
-    def _read(self, trace: NDArray | _Columns) -> NDArray[np.int64]:
+    def _read(self, trace: Trace) -> NDArray[np.int64]:
         numbers = []
         for pieces, width, signed in self._numbers:
             words = self._simulator.read(trace, pieces).astype(np.uint64).view(np.int64)
@@ -327,17 +331,6 @@ class _Parts:
         low, mask, to = (np.array([row[k] for row in rows], np.uint64) for k in (2, 3, 4))
         count = np.bincount(columns, minlength=len(column)) if rows else np.zeros(len(column), np.int64)
         return cls(np.cumsum(count) - count, count, number, low, mask, to)
-
-
-class _Columns:
-    """Values [..., watched slots] that are indexed by slot like a whole trace."""
-
-    def __init__(self, values: NDArray, column: Mapping[int, int]):
-        self._values, self._column = values, column
-        self.shape = (*values.shape[:-1], -1)
-
-    def __getitem__(self, index: tuple) -> NDArray:
-        return self._values[..., self._column[index[-1]]]
 
 
 def _part(pieces: Pieces, low: int, width: int) -> Pieces:
