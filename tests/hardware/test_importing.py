@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -15,7 +16,7 @@ from saboteur.levels.hardware.importing import Netlist, read_design, read_verilo
 from saboteur.levels.hardware.netlist import Design
 from saboteur.levels.hardware.simulate import Simulator, Stimulus
 from saboteur.levels.hardware.sites import Sites
-from tests.hardware.test_golden import DESIGNS, random_words
+from tests.hardware.test_golden import DESIGNS, INPUTS, random_stimulus, random_words
 
 CYCLES = 40
 needs_ghdl = pytest.mark.skipif(shutil.which("ghdl") is None, reason="GHDL is not installed")
@@ -161,3 +162,39 @@ def test_without_ghdl(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importing.shutil, "which", lambda name: None)
     with pytest.raises(TargetError, match="VHDL needs GHDL, which is not installed"):
         read_design([DESIGNS / "counter.vhd"], "Counter")
+
+
+@pytest.mark.parametrize("script", ["synth -top counter", "prep -top counter; alumacc", "synth -top counter -lut 4"])
+@pytest.mark.parametrize("level", ["word", "gate"])
+def test_netlists_of_any_stage(script: str, level: importing.Level, tmp_path: Path) -> None:
+    """Flip-flops with enables and asynchronous resets, as other Yosys scripts leave them."""
+    source = {"counter.v": DESIGNS / "counter.v"}
+    design = importing._run_yosys(["read_verilog -sv counter.v", *script.split("; ")], source)
+    (tmp_path / "netlist.json").write_text(json.dumps(design))
+    given = read_design([tmp_path / "netlist.json"], "counter", level)
+    stimulus = random_stimulus("counter", INPUTS["counter"], runs=1)
+    outputs = []
+    for netlist in (given, read_verilog([DESIGNS / "counter.v"], "counter")):
+        simulator = Simulator(Design(netlist))
+        trace = simulator.run(stimulus)
+        assert trace is not None
+        ports = simulator.design.outputs
+        outputs.append([simulator.read(trace[0, :-1], ports[port]).tolist() for port in ("count", "wrap")])
+    assert outputs[0] == outputs[1]
+
+
+@pytest.mark.parametrize("before", [[], ["read_liberty -lib small.lib"], ["read_liberty small.lib"]])
+def test_mapped_netlists(before: list[str], tmp_path: Path) -> None:
+    """Cells of the library stay, whether the netlist says what they are or not."""
+    cells = Path(__file__).parent / "cells" / "small.lib"
+    script = [*before, "read_verilog -sv counter.v", "synth -top counter", "dfflibmap -liberty small.lib"]
+    links = {"counter.v": DESIGNS / "counter.v", "small.lib": cells}
+    design = importing._run_yosys([*script, "abc -liberty small.lib"], links)
+    (tmp_path / "netlist.json").write_text(json.dumps(design))
+    netlist = read_design([tmp_path / "netlist.json"], "counter", "gate", liberty=[cells])
+
+    def kinds(modules: dict) -> list[str]:
+        return sorted(cell["type"] for cell in modules["counter"]["cells"].values())
+
+    assert kinds(dict(netlist.modules)) == kinds(design["modules"])
+    assert Design(netlist).clock == "clk"

@@ -91,7 +91,7 @@ def read_design(
     _check_files("sources", sources)
     endings = {Path(source).suffix.lower() for source in sources}
     if endings == {".json"} and len(sources) == 1:
-        return from_json(sources[0], top, level, liberty)
+        return _read_json(Path(sources[0]), top, level, liberty)
     if not endings.intersection(_VHDL):
         return read_verilog(sources, top, level, parameters, defines, include, liberty)
     if not endings.issubset(_VHDL):
@@ -127,7 +127,7 @@ def read_verilog(
     given = " ".join(f"-G {name}={value}" for name, value in (parameters or {}).items())
     slang = f"read_slang --keep-hierarchy --top {top} {given} {' '.join([*options, *links])}"
     finish = [f"hierarchy -check -top {top}", *_mapping(level, list(cells))]
-    boxes = [f"read_liberty -lib {_READ_LIBERTY} {link}" for link in cells]
+    boxes = _boxes(cells)
     try:
         design = _run_yosys([*read, *boxes, *finish], links | searched | cells)
     except TargetError as refused:
@@ -158,6 +158,22 @@ def from_json(
         except (OSError, ValueError) as error:
             raise TargetError(f"netlist: cannot read {str(design)!r}: {error}") from error
     return _netlist(design, top, level, _library(level, liberty))
+
+
+def _read_json(path: Path, top: str, level: Level, liberty: Sequence[Path | str]) -> Netlist:
+    """Yosys JSON of any stage of a synthesis: mapped where there is a Yosys, else as it is."""
+    try:
+        yosys()
+    except TargetError:
+        return from_json(path, top, level, liberty)
+    library, cells = _library(level, liberty), _links([Path(file).resolve() for file in liberty])
+    from_json(path, top, level, liberty)  # its errors are clearer
+    script = ["read_json netlist.json", *_boxes(cells), f"hierarchy -check -top {top}", *_mapping(level, list(cells))]
+    return _netlist(_run_yosys(script, cells | {"netlist.json": path.resolve()}), top, level, library)
+
+
+def _boxes(cells: Iterable[str]) -> list[str]:
+    return [f"read_liberty -lib -nooverwrite {_READ_LIBERTY} {link}" for link in cells]
 
 
 def _netlist(design: Any, top: str | None, level: Level, library: Mapping[str, Mapping[str, Any]]) -> Netlist:
@@ -226,7 +242,7 @@ def _mapping(level: Level, liberty: Sequence[str] = ()) -> list[str]:
     clocked = ["async2sync", "dffunmap"]
     kept = ["memory_collect", "bmuxmap", "demuxmap"]
     if level == "word":
-        passes += [*clocked, *kept]
+        passes += [*clocked, *kept, "maccmap -unmap", "techmap t:$lut t:$alu t:$lcu t:$fa t:$sop"]
         for kind in _WIDE_OPERATORS:
             passes += [f"techmap t:${kind} r:{width}>64 %i" for width in ("A_WIDTH", "B_WIDTH", "Y_WIDTH")]
     elif liberty:
