@@ -16,6 +16,7 @@ from saboteur.levels.hardware.sites import Sites
 from saboteur.levels.hardware.spec import HardwareFault
 from saboteur.levels.hardware.target import DesignTarget
 from saboteur.levels.hardware.testbench import Observation, Observed
+from saboteur.levels.hardware.waves import write_waves
 from saboteur.testing.targets import draw_faults
 from tests.hardware.gates import as_verilog
 from tests.hardware.icarus import Event, agree, needs_icarus, simulate
@@ -264,7 +265,7 @@ def test_neighbouring_flip_flops_fail_alike_at_both_levels(name: str) -> None:
 
 
 @pytest.mark.parametrize("level", ["word", "gate"])
-def test_nets_inside_of_slices_can_be_seen(level: str) -> None:
+def test_nets_inside_of_slices_can_be_seen(level: str, tmp_path: Path) -> None:
     """What a gate drives for its neighbour only, fault-free and stuck."""
     netlist = read_verilog([DESIGNS / "inner.v"], "inner", level)
     words = np.random.default_rng(0).integers(0, 256, (2, 1, CYCLES), np.uint64)
@@ -288,3 +289,5 @@ def test_nets_inside_of_slices_can_be_seen(level: str) -> None:
         assert (bits @ (1 << np.arange(8)) == both).all()
         assert (faulty[:, column["both[0]"]] == 1).all()
     assert len(target.simulator.run(stimulus)[0, 0]) == slots
+    write_waves(tmp_path / "trial.vcd", [*target.simulator.design.slots, *target.inner_nets], golden, faulty)
+    assert (tmp_path / "trial.vcd").read_text().count(f" both{'[0]' * (level == 'gate')} $end") == 2

@@ -152,10 +152,10 @@ def test_waveforms(sender: DesignTarget, tmp_path: Path) -> None:
     sender.golden()
     space, faults = one(sender, upset("left"), 3, 0)
     golden, faulty = sender.traces(sender.rows(space, faults), 0)
-    path = path_of_error(sender.simulator.design, golden, faulty)
+    path = path_of_error(sender.simulator.design.slots, golden, faulty)
     assert path["name"].to_pylist()[0] == "left" and path["cycle"].to_pylist()[0] == 5
     assert "alarm" in path["name"].to_pylist()
-    write_waves(tmp_path / "trial.vcd", sender.simulator.design, golden, faulty)
+    write_waves(tmp_path / "trial.vcd", sender.simulator.design.slots, golden, faulty)
     text = (tmp_path / "trial.vcd").read_text()
     assert text.count("$scope module golden $end") == 1 and text.count("$scope") == text.count("$upscope")
     values = values_of_scope(text, "faulty")
@@ -198,7 +198,7 @@ def test_waves_for_other_programs(sender: DesignTarget, tmp_path: Path) -> None:
     pytest.importorskip("pylibfst")
     read = []
     for name in ("trial.vcd", "trial.fst"):
-        write_waves(tmp_path / name, design, golden, faulty)
+        write_waves(tmp_path / name, design.slots, golden, faulty)
         read.append(list(read_waves(tmp_path / name, ["data", "left", "differs"])))
     assert read[0] == read[1]
     now: dict[str, int] = {}
@@ -212,7 +212,7 @@ def test_waves_for_other_programs(sender: DesignTarget, tmp_path: Path) -> None:
     with pytest.raises(TargetError, match=r"no signal 'dota'; did you mean 'data'"):
         list(read_waves(tmp_path / "trial.fst", ["dota"]))
     with pytest.raises(TargetError, match=r"must end in \.vcd or \.fst"):
-        write_waves(tmp_path / "trial.lxt", design, golden, faulty)
+        write_waves(tmp_path / "trial.lxt", design.slots, golden, faulty)
     (tmp_path / "broken.fst").write_bytes(b"\0" * 100)
     with pytest.raises(ValueError, match="not an FST file"):
         list(read_waves(tmp_path / "broken.fst", ["data"]))

@@ -1,7 +1,7 @@
 """Waveforms: golden against faulty ones for a viewer, the path of an error as a table, and values from dumps of others.
 
 Files are value change dumps (``.vcd``: IEEE 1364-2005, section 18) or GTKWave's ``.fst``, for which the package
-``pylibfst`` is needed. Golden and faulty waveforms come from two traces [cycles, slots], such as
+``pylibfst`` is needed. Golden and faulty waveforms come from two traces [cycles, signals], such as
 :meth:`saboteur.levels.hardware.target.DesignTarget.traces` gives.
 """
 
@@ -17,13 +17,13 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from saboteur.errors import TargetError, near
-from saboteur.levels.hardware.netlist import Design
+from saboteur.levels.hardware.netlist import Slot
 
 WAVE_FILES = (".vcd", ".fst")
 _FIRST_CODE, _CODES = 33, 94
 
 
-def write_waves(path: Path | str, design: Design, golden: NDArray, faulty: NDArray) -> None:
+def write_waves(path: Path | str, signals: Sequence[Slot], golden: NDArray, faulty: NDArray) -> None:
     """Write both machines, one time unit a clock cycle.
 
     The scopes ``golden`` and ``faulty`` hold the hierarchy of the design; ``differs`` is 1 in cycles in which any
@@ -31,8 +31,8 @@ def write_waves(path: Path | str, design: Design, golden: NDArray, faulty: NDArr
 
     Args:
         path: of the file, ``.vcd`` or ``.fst``.
-        design: whose slots the traces hold.
-        golden: [cycles, slots].
+        signals: which the traces hold: the slots of a design, and nets inside of its slices.
+        golden: [cycles, signals].
         faulty: the same of the machine with the fault.
 
     Raises:
@@ -41,7 +41,7 @@ def write_waves(path: Path | str, design: Design, golden: NDArray, faulty: NDArr
     write = {".vcd": _write_vcd, ".fst": _write_fst}.get(Path(path).suffix)
     if write is None:
         raise TargetError(f"waves: {path} must end in {' or '.join(WAVE_FILES)}")
-    within = _hierarchy(design)
+    within = _hierarchy(signals)
     order = [slot for kind, *_, slot in within if kind == "signal"]
     declared = [("scope", "trial"), ("signal", "differs", 1, -1)]
     for name in ("golden", "faulty"):
@@ -51,12 +51,12 @@ def write_waves(path: Path | str, design: Design, golden: NDArray, faulty: NDArr
     write(Path(path), [*declared, ("end",)], values)
 
 
-def path_of_error(design: Design, golden: NDArray, faulty: NDArray) -> pa.Table:
+def path_of_error(signals: Sequence[Slot], golden: NDArray, faulty: NDArray) -> pa.Table:
     """Where an error came by, in order of time.
 
     Returns:
-        A row for each slot that ever differs: ``cycle`` (the first), ``name``, ``instance``, ``golden`` and ``faulty``
-        (its values then) and ``cycles`` (in how many it differs).
+        A row for each signal that ever differs: ``cycle`` (the first), ``name``, ``instance``, ``golden`` and
+        ``faulty`` (its values then) and ``cycles`` (in how many it differs).
     """
     differs = golden != faulty
     slots = np.flatnonzero(differs.any(axis=0))
@@ -66,8 +66,8 @@ def path_of_error(design: Design, golden: NDArray, faulty: NDArray) -> pa.Table:
     return pa.table(
         {
             "cycle": first,
-            "name": [design.slots[i].name for i in slots],
-            "instance": [design.slots[i].instance for i in slots],
+            "name": [signals[i].name for i in slots],
+            "instance": [signals[i].instance for i in slots],
             "golden": golden[first, slots].astype(np.uint64),
             "faulty": faulty[first, slots].astype(np.uint64),
             "cycles": differs[:, slots].sum(axis=0),
@@ -108,10 +108,10 @@ def read_waves(path: Path, names: Collection[str]) -> Iterator[dict[str, int]]:
         yield new
 
 
-def _hierarchy(design: Design) -> list[tuple]:
-    """``("scope", name)``, ``("signal", name, width, slot)`` and ``("end",)``, for all slots in their instances."""
+def _hierarchy(signals: Sequence[Slot]) -> list[tuple]:
+    """``("scope", name)``, ``("signal", name, width, slot)`` and ``("end",)``, for all of them in their instances."""
     tree: dict = {}
-    for i, slot in enumerate(design.slots):
+    for i, slot in enumerate(signals):
         scope = tree
         for part in filter(None, slot.instance.split(".")):
             scope = scope.setdefault(part, {})
