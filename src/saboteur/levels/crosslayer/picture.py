@@ -27,7 +27,12 @@ _FLOWS = {
 
 def draw(mapping: Mapping, path: Path | str, tile: int, pe: tuple[int, int], cycle: int) -> None:
     """Draw one cycle of one tile; see :meth:`saboteur.levels.crosslayer.mapping.Mapping.picture`."""
-    style: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": "saboteur", "font.size": 9, "font.family": "sans-serif"}
+    style: dict[Any, Any] = {
+        "svg.fonttype": "none",
+        "svg.hashsalt": "saboteur",
+        "font.size": 9,
+        "font.family": "sans-serif",
+    }
     with matplotlib.rc_context(style):
         figure = Figure(figsize=(11, 7.6), layout="constrained")
         parts = figure.subplot_mosaic([["blocks", "array"], ["time", "time"]], height_ratios=[2.1, 1])
