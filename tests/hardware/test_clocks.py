@@ -7,12 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from saboteur.campaign.target import Target
 from saboteur.errors import TargetError
 from saboteur.levels.hardware.importing import read_verilog
 from saboteur.levels.hardware.netlist import Design
 from saboteur.levels.hardware.simulate import ROW, Simulator, Stimulus
 from saboteur.levels.hardware.sites import Sites
+from saboteur.levels.hardware.target import DesignTarget
+from saboteur.levels.hardware.testbench import Observation, Observed
 from tests.hardware.icarus import Event, agree, needs_icarus, simulate
+from tests.hardware.test_contract import DesignContract
 from tests.hardware.test_golden import DESIGNS, random_words
 from tests.hardware.test_liberty import LIBERTY
 
@@ -130,3 +134,21 @@ def test_clocks_are_driven(name: str, clock: str, tmp_path: Path) -> None:
     simulator = Simulator(Design(read_verilog([SOURCE], name)))
     with pytest.raises(TargetError, match=rf"stimulus: {clock} clocks .*clocks\.v:\d+.* drive them"):
         simulator.run(Stimulus(inputs))
+
+
+class TestTwoClocks(DesignContract):
+    """Every kind of fault, side by side and one by one, in a design that runs in steps."""
+
+    ports = (Observed("got"), Observed("busy"), Observed("parity"))
+
+    def _target(self, stimulus: Stimulus) -> Target:
+        strobe = np.arange(stimulus.cycles) >= 20
+        return DesignTarget(
+            read_verilog([SOURCE], "crossing"), stimulus, Observation(self.ports, strobe=strobe), first_cycle=16
+        )
+
+    def _stimulus(self) -> Stimulus:
+        whole = stimulus_of("crossing")[0].inputs
+        runs = {port: np.repeat(words, 3, axis=0) for port, words in whole.items()}
+        runs["d"][:, 40:] = random_words(9, 4, 3, runs["d"].shape[1] - 40)
+        return Stimulus(runs)

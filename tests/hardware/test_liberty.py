@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from saboteur.campaign.target import Resources
+from saboteur.campaign.target import Resources, Target
 from saboteur.errors import TargetError
 from saboteur.levels.hardware.collapse import collapse, first_detections
 from saboteur.levels.hardware.importing import Netlist, from_json, read_verilog, write_verilog
@@ -20,7 +20,9 @@ from saboteur.levels.hardware.simulate import ROW, Simulator, Stimulus
 from saboteur.levels.hardware.sites import Sites
 from saboteur.levels.hardware.spec import HardwareTarget
 from saboteur.levels.hardware.target import DesignTarget
+from saboteur.levels.hardware.testbench import Observation, Observed
 from tests.hardware.icarus import Event, agree, needs_icarus, simulate
+from tests.hardware.test_contract import DesignContract
 from tests.hardware.test_faults import faulty, watched
 from tests.hardware.test_golden import DESIGNS, INPUTS, random_stimulus, random_words
 
@@ -273,3 +275,24 @@ def test_library_cells_are_part_of_the_digest(tmp_path: Path) -> None:
     one, two = (read_verilog([CELLS / "mapped.v"], "mapped", "gate", liberty=[file]) for file in (LIBERTY, other))
     assert one.digest != two.digest
     assert str(tmp_path) not in json.dumps(two.modules)
+
+
+class TestMapped(DesignContract):
+    """Every kind of fault, side by side and one by one, in a netlist of library cells."""
+
+    ports = (Observed("q"), Observed("carry"), Observed("y"))
+
+    def _target(self, stimulus: Stimulus) -> Target:
+        strobe = np.arange(stimulus.cycles) >= 6
+        return DesignTarget(mapped("mapped")[0], stimulus, Observation(self.ports, strobe=strobe), first_cycle=2)
+
+    def _stimulus(self) -> Stimulus:
+        inputs = {port: np.repeat(words, 3, axis=0) for port, words in mapped("mapped")[1].inputs.items()}
+        inputs["d"] = np.concatenate([inputs["d"][:1], random_words(20, 2, 2, CYCLES)])
+        inputs["set_n"][:, 38:] = 1
+        return Stimulus(inputs)
+
+    def open_changed(self) -> Target:
+        inputs = {port: words.copy() for port, words in self._stimulus().inputs.items()}
+        inputs["d"][0, 20] ^= 1
+        return self._target(Stimulus(inputs))
