@@ -25,6 +25,10 @@ from saboteur.report import FORMULAS, TERMS
 PAGES = Path(__file__).parent / "_generated"
 
 
+_SECTIONS = ("target", "faults", "model", "sampling", "criteria", "requirement", "stopping", "resources")
+"""Keys that have a section of their own on the page of the campaign file."""
+
+
 def write_all() -> None:
     """Write every generated page."""
     PAGES.mkdir(exist_ok=True)
@@ -96,7 +100,7 @@ def _model(title: str, model: type[BaseModel], level: int = 2) -> Iterator[str]:
     yield "|---|---|---|---|"
     for name, field in fields.items():
         kind = _cell(_type(field))
-        meaning = f"[see below](#{name})" if "mapping" in kind else _cell(field.description or "")
+        meaning = f"[see below](#{name})" if "mapping" in kind and name in _SECTIONS else _cell(field.description or "")
         yield f"| `{name}` | {kind} | {_cell(_default(field))} | {meaning} |"
 
 
