@@ -65,6 +65,11 @@ def test_learn_and_inject(saboteur, tmp_path: Path):
     assert (model.source.faults, model.source.inferences) == (300, 600)
     assert sum(profile.inferences for profile in model.profiles) == 600
     assert {profile.layer for profile in model.profiles} == {"conv1", "conv2", "fc"}
+    assert saboteur("learn", "rtl", "any.yaml", "--by-shape").exit_code == 0
+    assert {(p.layer, p.shape) for p in ErrorModel.read(tmp_path / "any.yaml").profiles} == {
+        (None, "small_map"),
+        (None, "vector"),
+    }
     software = ACCELERATOR.replace("accelerator", "pytorch").replace(", array: output_stationary, rows: 4, cols: 4", "")
     faults = "{where: outputs, model: {kind: error_model, file: array.yaml}, duration: transient, layers: [conv*, fc]}"
     software = software.replace("{where: flip_flops, model: bit_flip, duration: transient}", faults)

@@ -413,6 +413,19 @@ def test_profiles_of_a_layer_by_name_then_by_shape_then_all() -> None:
     assert both == pooled([small, vector])
 
 
+def test_a_model_for_any_network_has_one_profile_a_shape_and_component() -> None:
+    layers = [profile().model_copy(update={"layer": layer}) for layer in ("conv1", "conv2")]
+    vector = profile().model_copy(update={"layer": "fc", "shape": "vector"})
+    found = ErrorModel(title="two", profiles=(*layers, vector)).by_shape()
+    assert [(p.layer, p.shape, p.inferences) for p in found.profiles] == [
+        (None, "small_map", 2000),
+        (None, "vector", 1000),
+    ]
+    assert not found.knows("conv1")
+    assert found.of_layer("conv1", MAP) == (found.profiles[0],)
+    assert found.digest != ErrorModel(title="two", profiles=(*layers, vector)).digest
+
+
 def test_pooled_counts_add_up() -> None:
     both = pooled([profile(), profile()])
     assert both.changed == 2 * profile().changed

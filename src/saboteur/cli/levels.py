@@ -170,6 +170,14 @@ def learn(
     title: Annotated[
         str | None, typer.Option(help="Of the model; the campaign's name if absent.", envvar="SABOTEUR_TITLE")
     ] = None,
+    by_shape: Annotated[
+        bool,
+        typer.Option(
+            "--by-shape",
+            help="Take layers of like shapes together, for other networks than this one.",
+            envvar="SABOTEUR_BY_SHAPE",
+        ),
+    ] = False,
 ) -> None:
     """Learn an error model from a finished campaign on an accelerator, to inject it at the software level."""
     from saboteur.campaign import Results
@@ -177,6 +185,7 @@ def learn(
 
     with Results.open(store) as results:
         model = learn_from(results, title)
+    model = model.by_shape() if by_shape else model
     model.write(file)
     show(
         table(
@@ -184,7 +193,7 @@ def learn(
             ["layer", "component", "faults>", "inferences>", "masked>", "patterns"],
             (
                 [
-                    profile.layer,
+                    profile.layer or profile.shape,
                     profile.component,
                     profile.population,
                     profile.inferences,

@@ -275,6 +275,14 @@ class ErrorModel(FaultModel):
         components = dict.fromkeys(profile.component for profile in chosen)
         return tuple(pooled([p for p in chosen if p.component == component]) for component in components)
 
+    def by_shape(self) -> ErrorModel:
+        """The same model for any network: profiles of the layers of one class of shapes taken together, unnamed."""
+        groups: dict[tuple[str, str], list[Profile]] = {}
+        for profile in self.profiles:
+            groups.setdefault((profile.shape, profile.component), []).append(profile)
+        whole = (pooled(group).model_copy(update={"layer": None}) for group in groups.values())
+        return self.model_copy(update={"profiles": tuple(whole)})
+
     def knows(self, layer: str) -> bool:
         """Whether it was learned from the layer of that name."""
         return any(profile.layer == layer for profile in self.profiles)

@@ -102,12 +102,15 @@ class Sampler:
         self._changes = [_Choice.of(part.changes or part.changes_at_bottom) for part in parts]
         self._changes_at_bottom = [_Choice.of(part.changes_at_bottom or part.changes) for part in parts]
         self._others = [_others((*part.changes, *part.changes_at_bottom)) for part in parts]
-        reached = profile.changed / profile.inferences
+        reached, share = profile.changed / profile.inferences, profile.at_bottom
         at_bottom, elsewhere = reached, reached
-        if 0 < profile.at_bottom < 1:
+        if 0 < share < 1:
+            # Where many elements are wrong, the largest change is seldom of a clamped one, whatever the anchor is: what
+            # one of the two probabilities cannot take, the other does.
             changed = profile.changed_at_bottom / profile.inferences
-            at_bottom = min(1.0, changed / profile.at_bottom)
-            elsewhere = min(1.0, (reached - changed) / (1 - profile.at_bottom))
+            elsewhere = min(1.0, (reached - changed) / (1 - share))
+            at_bottom = min(1.0, (reached - elsewhere * (1 - share)) / share)
+            elsewhere = (reached - at_bottom * share) / (1 - share)
         self._reached = np.array([elsewhere, at_bottom])
 
     def reached(self, key: NDArray[np.uint64], input: Integers, golden: Floats) -> NDArray[np.bool_]:
