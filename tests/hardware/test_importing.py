@@ -28,7 +28,7 @@ def slang() -> None:
     try:
         read_verilog([DESIGNS / "automatic.sv"], "Accumulator")
     except TargetError as error:
-        if "read by slang" in str(error):
+        if "a recent pyosys has slang" not in str(error):
             raise
         pytest.skip("this Yosys has no slang")
 
@@ -110,7 +110,7 @@ def test_both_readers_are_heard(tmp_path: Path) -> None:
 
 
 def test_without_slang(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What Yosys' own reader said is the message."""
+    """What Yosys' own reader said, and what to install."""
     whole = importing._run_yosys
 
     def without(script: list[str], links: dict[str, Path]) -> dict:
@@ -119,9 +119,7 @@ def test_without_slang(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         return whole(script, links)
 
     monkeypatch.setattr(importing, "_run_yosys", without)
-    with pytest.raises(
-        TargetError, match=r"automatic\.sv:\d+: ERROR: *Invalid nesting of always blocks and/or initializations.$"
-    ):
+    with pytest.raises(TargetError, match=r"automatic\.sv:\d+: ERROR:.*; a recent pyosys has slang"):
         read_verilog([DESIGNS / "automatic.sv"], "Accumulator")
 
 

@@ -42,7 +42,7 @@ _WIDE_OPERATORS = (
 )
 _INVERTED = {"$_AND_": "$_NAND_", "$_OR_": "$_NOR_", "$_XOR_": "$_XNOR_"}
 _VHDL = (".vhd", ".vhdl")
-_READ_LIBERTY = "-ignore_miss_func -ignore_miss_dir -ignore_miss_data_latch -ignore_buses"
+_READ_LIBERTY = "-ignore_miss_func -ignore_miss_dir -ignore_miss_data_latch"
 
 
 @dataclass(frozen=True)
@@ -285,7 +285,7 @@ def _read_by_slang(script: Sequence[str], links: Mapping[str, Path], refused: Ta
         except TargetError as error:
             if not re.search("No such command|load module", str(error)):
                 raise TargetError(f"{refused}; read by slang: {str(error).removeprefix('sources: ')}") from None
-    raise refused
+    raise TargetError(f"{refused}; a recent pyosys has slang built in, which reads more SystemVerilog")
 
 
 def _without_folders(module: Mapping[str, Any]) -> dict[str, Any]:
