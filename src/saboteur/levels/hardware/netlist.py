@@ -242,10 +242,9 @@ class Module:
             if clock not in ones:
                 before, ones[clock] = self._new(2)
                 name = f"$edge${self.name_of([bit])}"
-                pair: tuple[Bit, Bit] = (bit, before) if rising else (before, bit)
-                operands = {"A": [pair[0]], "B": [pair[1]]}
-                data: list[Bit] = [bit]
-                self.cells.append(Cell(name, store, {}, {"D": data}, [before], initial=0, pins={}))
+                now, then = "AB" if rising else "BA"
+                operands: dict[str, list[Bit]] = {now: [bit], then: [before]}
+                self.cells.append(Cell(name, store, {}, {"D": operands[now]}, [before], initial=0, pins={}))
                 self.cells.append(Cell(name, "$_ANDNOT_", {}, operands, [int(ones[clock])], pins={}))
             return ones[clock]
 
