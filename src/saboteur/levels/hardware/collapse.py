@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from saboteur.errors import FaultError
 from saboteur.levels.hardware.netlist import Design
 from saboteur.levels.hardware.simulate import ROW
-from saboteur.levels.hardware.sites import PLACE, Sites
+from saboteur.levels.hardware.sites import PLACE, Sites, stem
 
 _CONTROLLING = {"$_AND_": (0, 0), "$_NAND_": (0, 1), "$_OR_": (1, 1), "$_NOR_": (1, 0)}
 """(value of an input that alone decides the output, that output)."""
@@ -120,7 +120,6 @@ class _Lines:
     """
 
     def __init__(self, design: Design):
-        self._design = design
         readers: dict[Line, list[Line]] = {}
         self._outputs: set[Line] = set()
         constant_pins: list[tuple[Line, int]] = []
@@ -130,7 +129,7 @@ class _Lines:
             for i, cell in enumerate(module.cells):
                 pins, drivers = [], []
                 for port, bits in cell.inputs.items():
-                    pin, driver = (path, i, port), self._driver(path, bits[0])
+                    pin, driver = (path, i, port), stem(design, path, bits[0])
                     pins.append(pin)
                     drivers.append(driver)
                     if driver is None:
@@ -142,10 +141,10 @@ class _Lines:
                 for k, (_, data) in enumerate(memory.reads):
                     stems += [(path, "memory", (i, k), position) for position in range(len(data))]
             for bit in module.memory_bits():
-                if (driver := self._driver(path, bit)) is not None:
+                if (driver := stem(design, path, bit)) is not None:
                     self._outputs.add(driver)
         for bit in design.output_bits():
-            if (driver := self._driver("", bit)) is not None:
+            if (driver := stem(design, "", bit)) is not None:
                 self._outputs.add(driver)
         stems = [line for _, line, _, _ in cells] + stems
         stems += [line for line in readers if line[0] is None and line[1] != design.clock]
@@ -175,17 +174,6 @@ class _Lines:
                         self._from.setdefault(line, []).append(self.number[driver])
             if not kind.startswith("$_DFF"):
                 self.gates.append((kind, output, inputs))
-
-    def _driver(self, path: str, bit: int | str) -> Line | None:
-        origin = self._design.origin(path, bit)
-        if origin is None or origin[0] == "constant":
-            return None
-        if origin[0] == "port" and len(origin) == 3:
-            return (None, origin[1], origin[2])
-        where, kind, i, position = origin
-        if kind == "memory":
-            return (where, "memory", i, position)
-        return (where, i, "Q" if kind == "state" else "Y")
 
     @cached_property
     def observable(self) -> set[int]:

@@ -108,8 +108,9 @@ class Bridge(_LogicModel):
     """Two shorted nets: both read the AND of what drives them, or the OR, or one driver dominates the other net.
 
     Variant 0 of ``dominant``: the first net of the pair wins; variant 1: the second (Abramovici, Breuer and Friedman,
-    "Digital Systems Testing and Testable Design", 1990, chapter 7). A bridge that closes a loop is simulated until
-    nothing changes, at most eight times in a cycle.
+    "Digital Systems Testing and Testable Design", 1990, chapter 7). Where a bridge closes a loop, the nets hold their
+    value if what drives them, computed from it, agrees; else they take the other one. If that fits no better, the
+    machine oscillates and counts as one that hangs. Several bridges in one machine have eight passes to settle.
     """
 
     kind: str = "bridge"
