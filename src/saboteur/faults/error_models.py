@@ -78,7 +78,7 @@ class Change(_Frozen):
 
     Changes are ``+2^3`` (up by 8 to 16 steps), ``-2^0`` (down by 1), ``>+2^3`` (up by that much, to the limit of the
     layer's values, and so by more if there had been room), ``nonfinite``; ``top`` and ``bottom`` go to the limit from
-    wherever they start.
+    wherever they start. ``in_range``, ``out_of_range`` and ``zero`` are read from models of CLASSES, never learned.
     """
 
     change: _ChangeName

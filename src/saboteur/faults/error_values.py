@@ -16,9 +16,17 @@ _STEP_BITS = 8
 _STEPS_OF_RANGE = 2**_STEP_BITS - 1
 _CLAMPED_SHARE = 0.01
 _LEAST_OCTAVE, _LARGEST_OCTAVE = -64, 1100
-_TOP, _BOTTOM, _NONFINITE, _OCTAVES = range(4)
-_LIMITS = {"top": _TOP, "bottom": _BOTTOM, "nonfinite": _NONFINITE}
-CHANGE_NAME = r"^(top|bottom|nonfinite|>?[+-]2\^-?\d{1,4})$"
+_TOP, _BOTTOM, _NONFINITE, _IN_RANGE, _OUT_OF_RANGE, _ZERO, _OCTAVES = range(7)
+_NAMED = {
+    "top": _TOP,
+    "bottom": _BOTTOM,
+    "nonfinite": _NONFINITE,
+    "in_range": _IN_RANGE,
+    "out_of_range": _OUT_OF_RANGE,
+    "zero": _ZERO,
+}
+CHANGE_NAME = rf"^({'|'.join(_NAMED)}|>?[+-]2\^-?\d{{1,4}})$"
+_NEAREST_BEYOND, _FURTHEST_BEYOND = 2.0, 600.0
 _DOWN, _CUT_SHORT, _WAYS = 1, 2, 4
 
 Integers = NDArray[np.int64]
@@ -111,22 +119,41 @@ class LayerOutput:
         a value that would leave the limits is set to them; a value that is at a limit already moves the other way.
         Where there is no limit, the top is the largest fault-free value.
 
+        The changes that error models of CLASSES know have no size: a value anywhere in the range of fault-free
+        values, zero, or one that is moved out of the range by 2 to 600 times its width, where the limits leave room
+        (Bolchini et al., IEEE TC 2022; ``InjectionValue`` of its published code).
+
         Args:
             golden: [n] fault-free values.
             codes: [n] changes, none of them cut short.
             uniform: [n] numbers in (0, 1).
         """
         downward = np.where(codes >= _OCTAVES, (codes - _OCTAVES) % 2 == _DOWN, codes == _BOTTOM)
+        downward = np.where(codes == _OUT_OF_RANGE, self._leaves_below(uniform), downward)
         downward = np.where(golden >= self.top, True, np.where(golden <= self.bottom, False, downward))
         octave = _octave(codes).astype(np.float64)
         with np.errstate(over="ignore"):
             size = np.exp2(octave + uniform)
             if self.quantised:
                 size = np.maximum(np.floor(np.exp2(octave) * (1 + uniform)), 1.0)
+            beyond = _NEAREST_BEYOND + (_FURTHEST_BEYOND - _NEAREST_BEYOND) * np.abs(2 * uniform - 1)
+            size = np.where(codes == _OUT_OF_RANGE, beyond * np.ceil((self.high - self.low) / self.step), size)
             moved = golden + np.where(downward, -size, size) * self.step
         ends = np.where(downward, self.low if np.isinf(self.bottom) else self.bottom, self._end_above)
-        values = np.where(codes < _OCTAVES, ends, np.clip(moved, self.bottom, self.top))
+        values = np.where(codes <= _BOTTOM, ends, np.clip(moved, self.bottom, self.top))
+        values = np.where(codes == _IN_RANGE, self._within(uniform), np.where(codes == _ZERO, 0.0, values))
         return np.where(codes == _NONFINITE, np.nan, values)
+
+    def _leaves_below(self, uniform: Floats) -> NDArray[np.bool_]:
+        """On which side of the range a value leaves it: one that has room, either with equal probability."""
+        below, above = self.bottom < self.low, self.top > self.high
+        return uniform < 0.5 if below == above else np.full(uniform.shape, below)
+
+    def _within(self, uniform: Floats) -> Floats:
+        if not self.quantised:
+            return self.low + uniform * (self.high - self.low)
+        steps = np.round((self.high - self.low) / self.step)
+        return self.low + np.floor(uniform * (steps + 1)) * self.step
 
     @property
     def _end_above(self) -> float:
@@ -139,8 +166,8 @@ def _octave(codes: Integers) -> Integers:
 
 def name_of(code: int) -> str:
     """How files call a change."""
-    for name, limit in _LIMITS.items():
-        if code == limit:
+    for name, named in _NAMED.items():
+        if code == named:
             return name
     octave, way = divmod(code - _OCTAVES, _WAYS)
     return f"{'>' if way & _CUT_SHORT else ''}{'-' if way & _DOWN else '+'}2^{octave + _LEAST_OCTAVE}"
@@ -148,8 +175,8 @@ def name_of(code: int) -> str:
 
 def code_of(name: str) -> int:
     """The change of a name in a file."""
-    if name in _LIMITS:
-        return _LIMITS[name]
+    if name in _NAMED:
+        return _NAMED[name]
     sign, _, octave = name.lstrip(">").partition("2^")
     octave = min(max(int(octave), _LEAST_OCTAVE), _LARGEST_OCTAVE)
     return _OCTAVES + _WAYS * (octave - _LEAST_OCTAVE) + _DOWN * (sign == "-") + _CUT_SHORT * name.startswith(">")
