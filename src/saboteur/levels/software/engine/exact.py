@@ -237,6 +237,7 @@ class ExactEngine:
             _give_back_freed_memory()
             expected = recorder.golden.outputs[inputs.start : inputs.stop]
             chunk = Chunk(self.graph, self.runner, self._batching, inputs, expected, self._folded)
+            self._adopt(chunk)
             self._errors[inputs] = self._rounding_error(chunk)
             self._chunks[inputs] = chunk
         return self._chunks[inputs]
@@ -252,14 +253,20 @@ class ExactEngine:
         difference is taken times 64.
         """
         golden = chunk.values[self.graph.output]
-        worst = float(golden.abs().max()) * float(np.finfo(np.float32).eps)
+        least = float(golden.abs().max()) * float(np.finfo(np.float32).eps)
+        apart = (chunk.rows(self.graph.output) - golden).abs().max()
+        return _ROUNDING_FACTOR * max(least, float(apart))
+
+    def _adopt(self, chunk: Chunk) -> None:
+        """Give a chunk the fault-free results in the bits of runs from the middle."""
+        parts: dict[int, list[Tensor]] = {}
         for first in range(0, len(chunk.inputs), _PROBED_TOGETHER):
             row = torch.arange(first, min(first + _PROBED_TOGETHER, len(chunk.inputs)))
             values = {index: chunk.values[index][row] for index in self.graph.arguments}
             pairs = Pairs(chunk, row, row, values, torch.zeros(len(row), dtype=torch.float64))
-            outputs = self._whole.run(pairs, lambda *_: None)
-            worst = max(worst, float((outputs - golden[row]).abs().max()))
-        return _ROUNDING_FACTOR * worst
+            for index, value in self._whole.fault_free(pairs).items():
+                parts.setdefault(index, []).append(value)
+        chunk.adopt({index: torch.cat(parts.pop(index)) for index in list(parts)})
 
     @cached_property
     def place_of(self) -> dict[int, str]:
@@ -301,7 +308,6 @@ class _Block:
         self.recorder = recorder
         self.prediction = prediction
         self.radius = torch.from_numpy(recorder.radius[chunk.inputs.start : chunk.inputs.stop])
-        self.largest_radius = float(self.radius.max()) if prediction is None else math.inf
         self.narrow = engine.narrow(group.start)
         self.most_growth = math.inf if self.narrow.homogeneous else _MOST_GROWTH
         self.proved: list[tuple[Tensor, Tensor, Tensor]] = []
@@ -338,7 +344,9 @@ class _Block:
             deviation = self.group.size(self.chunk, number, row) * gain + self.error
         proved = deviation < self.radius.numpy()[row]
         self.recorder.bounded(self.group.trial[number[proved]], self._inputs(row[proved]), deviation[proved])
-        return number[~proved], row[~proved]
+        number, row = number[~proved], row[~proved]
+        by_channel = np.argsort(self.group.channel(number), kind="stable")
+        return number[by_channel], row[by_channel]
 
     def _simulate(self, number: NDArray, row: NDArray) -> None:
         chunk = self.chunk
@@ -348,17 +356,19 @@ class _Block:
         )
         source = self.group.source(chunk, number, row)
         deviations = self.narrow.deviations(chunk, pairs.row, source)
-        kept = self._decide(pairs, self.narrow.measured(chunk, pairs.row, source, deviations))
+        measured = self.narrow.measured(chunk, pairs.row, source, deviations)
+        pairs.size = torch.stack(list(measured.sizes.values())).amax(0)
+        kept = self._decide(pairs, measured)
         if kept is not None:
             source = source.take(kept)
             deviations = {index: value[kept] for index, value in deviations.items()}
-        scaled = pairs.growth > LEAST_SCALED
+        scaled, radius = pairs.growth > LEAST_SCALED, self.radius if self.prediction is None else None
         for chosen, scale in ((~scaled, 1.0), (scaled, SCALE)):
             numbers = torch.nonzero(chosen).flatten()
             for first in range(0, len(numbers), together):
                 some = numbers[first : first + together]
                 part = Pairs(
-                    chunk, pairs.trial[some], pairs.row[some], {}, pairs.growth[some], self.largest_radius, scale
+                    chunk, pairs.trial[some], pairs.row[some], {}, pairs.growth[some], radius, scale, pairs.size[some]
                 )
                 moved = {index: value[some] / scale for index, value in deviations.items()}
                 outputs = self.narrow.run(part, source.take(some), moved, self._decide)

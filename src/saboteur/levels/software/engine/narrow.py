@@ -225,12 +225,12 @@ def _first_mixing(stage: Stage, pairs: Pairs, channel: Tensor, deviation: Tensor
     """The result of a layer stage of which one input channel deviates: fault-free plus that channel's share."""
     op = stage.mixing
     before = pairs.chunk.rows(stage.before)[pairs.row]
-    weight = op.weight[:, channel].movedim(1, 0).reshape(len(pairs), len(op.weight), -1)
-    if op.spatial:
-        size = pairs.chunk.result(op.inputs[0]).shape[2:]
-        patches = op.patches(deviation.reshape(len(pairs), *size))
-        share = torch.bmm(patches.mT, weight.mT)
-        before.permute(0, 2, 3, 1).reshape(share.shape).add_(share)
-    else:
-        before += weight[:, :, 0] * deviation
-    return before.relu_() if stage.rectified else before
+    if not op.spatial:
+        before += op.weight[:, channel].T * deviation
+        return before.relu_() if stage.rectified else before
+    planes = deviation.reshape(len(pairs), *pairs.chunk.result(op.inputs[0]).shape[2:])
+    different = torch.nonzero(channel[1:] != channel[:-1]).flatten() + 1
+    ends = [*different.tolist(), len(channel)]
+    for first, end in zip([0, *ends[:-1]], ends, strict=True):
+        stage.add_channel(before[first:end], planes[first:end], int(channel[first]))
+    return before

@@ -79,12 +79,6 @@ class Mixing(Operator):
         """Upper bounds on the norm for deviations confined to one input channel: float64 [channels in]."""
         return _channel_norms(self)
 
-    def patches(self, planes: Tensor) -> Tensor:
-        """What each tap of the kernel reads of single-channel ``planes`` [n, h, w]: [n, taps, positions out]."""
-        if not self.spatial:
-            return planes.reshape(-1, 1, 1)
-        return F.unfold(planes[:, None], self.weight.shape[2:], self.dilation, self.padding, self.stride)
-
 
 @dataclass(frozen=True, eq=False)
 class Scaling(Operator):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from saboteur.levels.software.engine.bounds import Gains
 from saboteur.levels.software.engine.golden import Chunk
@@ -18,8 +19,11 @@ from saboteur.levels.software.engine.operators import Adding, Mixing, Operator, 
 from saboteur.levels.software.engine.overflow import UNKNOWN, Amplification, amplification
 from saboteur.levels.software.engine.patches import Patch, cut_out, window_after
 
-_LEAST_DEVIATION = 2.0**-21
-"""Deviations below this share of a result are rounding; where they could not be bounded, none is measured."""
+_LEAST_SHARE = 0.25
+"""Deviations are expected to shrink to no less of what they were before."""
+
+_MOST_GROWN = 16.0
+"""Deviations are taken to have grown by so much where they are not measured, as long as they are small."""
 
 _LARGEST_PATCH = 0.5
 """A patch beyond this share of its map is treated as a whole map."""
@@ -49,6 +53,10 @@ class Stage:
     amplification: Amplification = UNKNOWN
 
     @cached_property
+    def _packed_channels(self) -> dict[int, Tensor]:
+        return {}
+
+    @cached_property
     def _packed(self) -> Tensor | None:
         """The weight as the CPU's convolution kernels take it; ``None`` where there are none."""
         op = self.mixing
@@ -58,22 +66,66 @@ class Stage:
         padding, stride, dilation = list(op.padding), list(op.stride), list(op.dilation)
         return torch.ops.mkldnn._reorder_convolution_weight(op.weight, padding, stride, dilation, 1, [])
 
-    def run(self, x: Tensor, other: Tensor | None = None, *, padded: bool = False) -> Tensor:
-        """The result of a layer stage for its inputs; ``padded`` if ``x`` comes with its padding around it."""
-        op = self.mixing
+    def run(
+        self,
+        x: Tensor,
+        other: Tensor | None = None,
+        *,
+        padded: bool = False,
+        overwrite: bool = False,
+        rectified: bool = True,
+    ) -> Tensor:
+        """The result of a layer stage for its inputs.
+
+        Args:
+            x: the input.
+            other: what is added.
+            padded: whether ``x`` comes with its padding around it.
+            overwrite: whether the result may be written over ``other``.
+            rectified: whether a rectifier at the end of the stage is applied.
+        """
+        op, rectified = self.mixing, rectified and self.rectified
         padding = (0,) * len(op.padding) if padded else op.padding
         if self._packed is None:
             result = op.run(x, padding)
             result = result if other is None else result.add_(other)
-            return result.relu_() if self.rectified else result
+            return result.relu_() if rectified else result
         x = x.contiguous(memory_format=torch.channels_last)
         settings = list(padding), list(op.stride), list(op.dilation), 1
-        activation = "relu" if self.rectified else None
+        activation = "relu" if rectified else None
         convolution = torch.ops.mkldnn._convolution_pointwise
         if other is None:
             return convolution(x, self._packed, op.bias, *settings, activation or "none", [], "")
         other = other.contiguous(memory_format=torch.channels_last)
+        if overwrite:
+            convolution = torch.ops.mkldnn._convolution_pointwise_
+            return convolution.binary(other, x, self._packed, op.bias, *settings, "add", 1.0, activation, [], "")
         return convolution.binary(x, other, self._packed, op.bias, *settings, "add", 1.0, activation, [], "")
+
+    def add_channel(self, before: Tensor, planes: Tensor, channel: int) -> None:
+        """Make the results of a convolution stage of those ``before`` its rectifier, changed by one input channel.
+
+        Args:
+            before: [n, channels, ...], written over.
+            planes: [n, height, width], what is added to the input channel.
+            channel: which.
+        """
+        op = self.mixing
+        weight = op.weight[:, channel : channel + 1]
+        if self._packed is None:
+            before += F.conv2d(planes[:, None], weight, None, op.stride, op.padding, op.dilation)
+            if self.rectified:
+                before.relu_()
+            return
+        settings = list(op.padding), list(op.stride), list(op.dilation), 1
+        if channel not in self._packed_channels:
+            packed = torch.ops.mkldnn._reorder_convolution_weight(weight.contiguous(), *settings, [])
+            self._packed_channels[channel] = packed
+        x = planes[:, None].contiguous(memory_format=torch.channels_last)
+        rectifier = "relu" if self.rectified else None
+        torch.ops.mkldnn._convolution_pointwise_.binary(
+            before, x, self._packed_channels[channel], None, *settings, "add", 1.0, rectifier, [], ""
+        )
 
 
 def stages(graph: Graph, operators: dict[int, Operator], values: Values) -> list[Stage]:
@@ -128,8 +180,9 @@ class Pairs:
         row: int64 [pairs], the input, counted from the chunk's first.
         values: the deviating results so far, each [pairs, ...].
         growth: float64 [pairs], the largest deviation so far as a multiple of the fault-free result.
-        largest_radius: the largest radius of any input of the chunk.
+        radius: float64 [inputs of the chunk], how far outputs may move; ``None`` where every deviation is asked for.
         scale: the deviations, and the values that they dominate, are divided by this.
+        size: float64 [pairs], the Euclidean norm of the deviation where it was last measured.
     """
 
     chunk: Chunk
@@ -137,8 +190,9 @@ class Pairs:
     row: Tensor
     values: Values
     growth: Tensor
-    largest_radius: float = 0.0
+    radius: Tensor | None = None
     scale: float = 1.0
+    size: Tensor = field(default_factory=lambda: torch.empty(0))
 
     def __len__(self) -> int:
         return len(self.trial)
@@ -146,6 +200,7 @@ class Pairs:
     def keep(self, chosen: Tensor) -> None:
         """Let go of the others."""
         self.trial, self.row, self.growth = self.trial[chosen], self.row[chosen], self.growth[chosen]
+        self.size = self.size[chosen]
         kept = {index: value for index, value in self.values.items() if isinstance(value, Tensor | Patch)}
         self.values = {index: value[chosen] for index, value in kept.items()}
 
@@ -260,7 +315,7 @@ class Suffix:
                     self._let_go_of_overflow(stage, pairs, decide)
                     if not len(pairs):
                         break
-                pairs.values[stage.index] = self._result(stage, pairs)
+                pairs.values[stage.index] = self._result(stage, pairs, self._needed_after[place])
             needed = self._needed_after[place]
             pairs.values = {index: value for index, value in pairs.values.items() if index in needed}
             measurable = stage.index in pairs.chunk.values  # a tuple has no one deviation
@@ -269,6 +324,19 @@ class Suffix:
                 if not len(pairs):
                     break
         return pairs.value(self.graph, self.graph.output) if len(pairs) else torch.empty(0)
+
+    def fault_free(self, pairs: Pairs) -> Values:
+        """The results of all stages without any fault, those before a rectifier included."""
+        found: Values = {}
+        for stage in self.stages:
+            if stage.rectified and stage.mixing is not None:
+                inputs = [pairs.value(self.graph, source) for source in stage.inputs]
+                found[stage.before] = stage.run(*inputs, rectified=False)
+                found[stage.index] = found[stage.before].relu()
+            else:
+                found[stage.index] = self._result(stage, pairs, self.dirty)
+            pairs.values[stage.index] = found[stage.index]
+        return {index: value for index, value in found.items() if isinstance(value, Tensor)}
 
     @cached_property
     def homogeneous(self) -> bool:
@@ -288,26 +356,39 @@ class Suffix:
         value = pairs.values[cut]
         if isinstance(value, Tensor) and not value.is_floating_point():
             return
-        usual = pairs.chunk.whole_norms(cut)[pairs.row]
+        gain, usual = self._gains.whole[cut], pairs.chunk.whole_norms(cut)[pairs.row]
+        size, measured = self._taken_to_be(gain, usual, pairs)
         if isinstance(value, Patch):
             before = cut_out(pairs.chunk.padded(cut, (0, 0)), pairs.row, value.top, value.left, value.size)
-            size = norms((value.values - before).flatten(1))
-            bound = torch.where(size == 0, 0.0, size * self._gains.whole[cut])
-        elif self._gains.whole[cut] * float(usual.max()) * _LEAST_DEVIATION > pairs.largest_radius:
-            size = norms(_channels_last(value).flatten(1))
-            bound = torch.full_like(size, math.inf)
-        else:
+            size, measured = norms((value.values - before).flatten(1)), torch.ones_like(measured)
+        elif bool(measured.all()):
             size = _distances(value, pairs.chunk.rows(cut), pairs.row)
-            bound = torch.where(size == 0, 0.0, size * self._gains.whole[cut])
+        elif bool(measured.any()):
+            size[measured] = _distances(value[measured], pairs.chunk.rows(cut), pairs.row[measured])
+        pairs.size = size if bool(measured.all()) else torch.where(measured, size, pairs.size)
+        bound = torch.where(size == 0, 0.0, torch.where(measured, size * gain, math.inf))
         decide(pairs, Deviation(bound, size / usual, {cut: size}, "whole", torch.zeros_like(bound)))
 
-    def _result(self, stage: Stage, pairs: Pairs) -> Any:
+    @staticmethod
+    def _taken_to_be(gain: float, usual: Tensor, pairs: Pairs) -> tuple[Tensor, Tensor]:
+        """What deviations are taken to be where they are not measured, and which are, as it may decide or count.
+
+        One is not worth it that decides nothing even if it has shrunk to a quarter; nor does it add to what rounding
+        may do as long as it is small.
+        """
+        if pairs.radius is None:
+            return pairs.size, torch.ones(len(pairs), dtype=torch.bool)
+        most = pairs.size * _MOST_GROWN
+        return most, (_LEAST_SHARE * pairs.size * gain < pairs.radius[pairs.row]) | ~(most < usual)
+
+    def _result(self, stage: Stage, pairs: Pairs, needed: set[int]) -> Any:
         patch = self._patch(stage, pairs)
         if patch is not None:
             return patch
         inputs = [pairs.value(self.graph, source) for source in stage.inputs]
         if stage.mixing is not None:
-            return stage.run(*inputs)
+            kept = [*inputs[:-1], *(pairs.values.get(index) for index in needed)]
+            return stage.run(*inputs, overwrite=not any(_share_memory(inputs[-1], value) for value in kept))
         return self.graph.call(self.graph.nodes[stage.index], dict(zip(stage.inputs, inputs, strict=True)))
 
     def _patch(self, stage: Stage, pairs: Pairs) -> Patch | None:
@@ -367,6 +448,10 @@ def norms(values: Tensor) -> Tensor:
     if bool(beyond.any()):  # the squares of large float32 values overflow
         found[beyond] = torch.linalg.vector_norm(values[beyond.to(values.device)], dim=1, dtype=torch.float64).cpu()
     return found
+
+
+def _share_memory(one: Tensor, other: Any) -> bool:
+    return isinstance(other, Tensor) and one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
 
 
 def _channels_last(values: Tensor) -> Tensor:
