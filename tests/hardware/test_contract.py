@@ -12,7 +12,7 @@ from saboteur.campaign.target import FaultSpec, Resources, Target
 from saboteur.errors import TargetError
 from saboteur.faults import BitFlip, RandomValue, StuckAt, StuckValue
 from saboteur.levels.hardware.importing import read_verilog
-from saboteur.levels.hardware.models import Delay, Open
+from saboteur.levels.hardware.models import Bridge, Delay, Open
 from saboteur.levels.hardware.simulate import Stimulus
 from saboteur.levels.hardware.spec import HardwareFault, HardwareTarget
 from saboteur.levels.hardware.target import DesignTarget
@@ -94,6 +94,12 @@ class TestArrayGates(DesignContract):
     name = "multiplier"
     level = "gate"
     ports = (Observed("p"), Observed("held"))
+    trials = 40
+
+    def specs(self) -> list[FaultSpec]:
+        pairs = HardwareFault(where="bridges", neighbours=True, model=Bridge(effect="dominant"))
+        neighbours = BitFlip(count=2, adjacent=True)
+        return [*EVERYWHERE, pairs, HardwareFault(where="flip_flops", model=neighbours, duration="transient")]
 
 
 class TestPipeline(TargetContract):
