@@ -136,6 +136,40 @@ def test_a_broken_screen_fails_its_audit(monkeypatch: pytest.MonkeyPatch) -> Non
     assert upper_bound(total(table, "audit_misses"), total(table, "audited")) > missed / total(table, "screened") > 1e-3
 
 
+def convolutional(engine: EngineName, audit_rate: float) -> tuple[pa.Table, int]:
+    """Flips in a convolutional network; and how many pairs the screen decides at their source."""
+    workload = workloads.load("digits-cnn")
+    settings = dict(engine=engine, audit_rate=audit_rate, resources=Resources(batch_size=64))
+    target = SoftwareTarget(workload.model, workload.inputs[:120], workload.labels[:120], **settings)
+    space = target.space([SoftwareFault(where="weights", model=BitFlip())])
+    faults = draw_faults(space, TRIALS)
+    recorder = Recorder(target.golden(), [Sdc1()], TRIALS)
+    target.inject(space, faults, recorder)
+    with target._runner.prepared():
+        at_source = sum(len(trial) for trial, _ in target.screen(space).decided(space, faults, recorder.radius))
+    return recorder.table(), at_source
+
+
+def test_pairs_are_decided_on_the_way_too_and_audited() -> None:
+    plain, _ = convolutional("plain", 0.0)
+    table, at_source = convolutional("screened", 0.0)
+    for column in SAME:
+        assert table[column].equals(plain[column]), column
+    assert total(table, "screened") > at_source + 0.005 * TRIALS * 120
+    everything, _ = convolutional("screened", 1.0)
+    assert total(everything, "screened") == 0
+    assert at_source < total(everything, "audited") <= total(table, "screened") + 0.005 * TRIALS * 120
+    assert total(everything, "audit_misses") == 0
+
+
+def test_a_broken_prediction_on_the_way_fails_its_audit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(screening_slopes.Slopes, "strain_on_the_way", lambda self, *_: np.zeros(len(self.size)))
+    table, _ = convolutional("screened", 0.3)
+    plain, _ = convolutional("plain", 0.0)
+    assert total(table, "sdc:sdc-1") < total(plain, "sdc:sdc-1")
+    assert total(table, "audit_misses") > 0
+
+
 def test_everything_can_be_audited() -> None:
     table = observed(target_with("screened", audit_rate=1.0), np.arange(40))
     assert total(table, "screened") == 0

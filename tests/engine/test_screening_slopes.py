@@ -8,7 +8,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from saboteur.levels.software.engine.screening_slopes import Slopemeter, is_affine, tap_norms, tap_of
+from saboteur.levels.software.engine.screening_slopes import (
+    HEADROOM,
+    SPREAD,
+    Slopemeter,
+    Slopes,
+    is_affine,
+    tap_norms,
+    tap_of,
+)
 from saboteur.levels.software.runner import Runner
 from tests.software import models
 from tests.software.models import numbers
@@ -107,6 +115,30 @@ def test_slopes_are_the_steepest_of_the_jacobian(place: str) -> None:
         channel = torch.linalg.vector_norm(jacobian, dim=2).max()
         assert slopes.channel[i] == pytest.approx(float(channel), rel=1e-5)
         assert slopes.value[i] == pytest.approx(float(jacobian.abs().max()), rel=1e-5)
+        whole = torch.linalg.vector_norm(jacobian.flatten(1), dim=1).max()
+        assert slopes.whole[i] == pytest.approx(float(whole), rel=1e-5)
+
+
+def test_strain_reaches_1_where_the_prediction_or_the_deviation_gets_too_large() -> None:
+    half, small, none = np.float32([0.5, 0.01, 0]), np.float32([4, 4, 4]), np.float32([1, 1, 1])
+    slopes = Slopes(channel=half, value=half, whole=half, size=small, count=4096)
+    radius = np.array([2.0, 2.0, 2.0])
+    np.testing.assert_allclose(slopes.strain_at_source("channel", radius), [HEADROOM * 0.5 / 2, 1 / 4, np.inf])
+    np.testing.assert_allclose(slopes.strain_on_the_way("value", radius), [0.5 / 2, 1 / 4, np.inf])
+    spread = SPREAD / 64
+    assert spread < 1
+    wide = Slopes(channel=half, value=half, whole=half, size=1e6 * none, count=4096)
+    np.testing.assert_allclose(wide.strain_on_the_way("whole", radius), [spread * 0.5 / 2, spread * 0.01 / 2, np.inf])
+    few = Slopes(channel=half, value=half, whole=half, size=1e6 * none, count=10)
+    np.testing.assert_allclose(few.strain_on_the_way("whole", radius)[0], 0.5 / 2)
+
+
+def test_images_that_were_not_measured_are_never_predicted() -> None:
+    known = Slopes(*np.ones((4, 2), np.float32), count=8)
+    slopes = Slopes.blank(5, 8)
+    slopes.fill_in(range(1, 3), known)
+    strains = slopes.strain_on_the_way("channel", np.full(5, 2.0))
+    assert np.isinf(strains[[0, 3, 4]]).all() and np.isfinite(strains[1:3]).all()
 
 
 def test_input_has_slopes() -> None:
