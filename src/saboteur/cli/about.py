@@ -20,7 +20,9 @@ from saboteur.cli.terminal import facts, number, percent, show, show_json, table
 from saboteur.errors import SaboteurError, near
 
 _GROUPS = {"targets": "saboteur.targets", "fault_models": "saboteur.fault_models", "criteria": "saboteur.criteria"}
-_PACKAGES = ("numpy", "scipy", "pyarrow", "pydantic", "matplotlib", "ml_dtypes", "torch")
+_PACKAGES = ("numpy", "scipy", "pyarrow", "pydantic", "matplotlib", "ml_dtypes", "torch", "pyosys", "pylibfst")
+_PROGRAMS = ("cc", "gcc", "clang", "yosys", "ghdl", "iverilog", "verilator")
+"""What the hardware level uses where it is there; one of the compilers it needs."""
 
 
 def list_parts(
@@ -116,6 +118,7 @@ def doctor(
         "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": {name: os.environ[name] for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS") if name in os.environ},
         "packages": {name: _installed(name) for name in _PACKAGES},
+        "programs": {name: path for name in _PROGRAMS if (path := shutil.which(name))},
         "cuda": _cuda(),
         "disk_free_gb": round(disk.free / 1e9, 1),
     }
@@ -132,6 +135,7 @@ def doctor(
                 ("python", Text.assemble(found["python"], (f"  {found['executable']}", "dim"))),
                 ("system", found["system"]),
                 ("packages", packages),
+                ("programs", ", ".join(found["programs"]) or "none"),
                 ("cpus", number(found["cpus"])),
                 ("thread settings", ", ".join(f"{k}={v}" for k, v in found["threads"].items()) or "none"),
                 ("cuda", found["cuda"]),

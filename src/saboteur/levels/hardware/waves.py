@@ -186,7 +186,7 @@ def _pylibfst() -> Any:
     try:
         import pylibfst
     except ImportError as error:
-        raise TargetError("waves: .fst files need the package pylibfst: pip install pylibfst") from error
+        raise TargetError("waves: .fst files need the package pylibfst: pip install 'saboteur[waves]'") from error
     return pylibfst
 
 
