@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from saboteur import workloads
 from saboteur.campaign.target import Resources
 from saboteur.faults.models import BitFlip, Dead, FaultModel, Noise, RandomValue, StuckAt, StuckValue
+from saboteur.levels.software import injection
 from saboteur.levels.software.spec import SoftwareFault
 from saboteur.levels.software.target import SoftwareTarget
 from tests.engine.agreement import assert_agree, drawn, recorded
@@ -68,3 +69,29 @@ def test_random_networks(network: Network, where: str) -> None:
     target = SoftwareTarget(network, images, resources=Resources(batch_size=4))
     assert_agree(target, [SoftwareFault(where=where, model=BitFlip())], 40)
     assert target.engine.reason is None
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(network=networks, where=st.sampled_from(["biases", "buffers", "parameters"]), model=st.sampled_from(MODELS))
+def test_biases_and_batch_norms(network: Network, where: str, model: FaultModel) -> None:
+    if where == "buffers" and next(network.buffers(), None) is None:
+        where = "biases"
+    images = torch.randn(11, 3, 8, 8, generator=torch.Generator().manual_seed(2))
+    target = SoftwareTarget(network, images, resources=Resources(batch_size=4))
+    assert_agree(target, [SoftwareFault(where=where, model=model)], 40)
+
+
+@pytest.mark.parametrize("where", ["biases", "buffers", "parameters"])
+def test_biases_and_batch_norms_have_a_fast_way(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    network = Network(["conv_bn_relu", "projection", "residual"], flattened=False, seed=4)
+    images = torch.randn(30, 3, 8, 8, generator=torch.Generator().manual_seed(3))
+    target = SoftwareTarget(network, images, resources=Resources(batch_size=10))
+    space = target.space([SoftwareFault(where=where, model=BitFlip())])
+    faults = drawn(space, 200)
+    plain, _ = recorded(target, "plain", space, faults)
+    monkeypatch.setattr(injection, "inject_one", None)
+    fast, _ = recorded(target, "exact", space, faults)
+    assert fast["sdc:sdc-1"].to_pylist() == plain["sdc:sdc-1"].to_pylist()
+    assert fast["nonfinite"].to_pylist() == plain["nonfinite"].to_pylist()
+    assert sum(plain["sdc:sdc-1"].to_pylist()) > 20
+    assert sum(fast["bounded"].to_pylist()) > 200

@@ -27,14 +27,14 @@ from saboteur.levels.software.engine.batching import Batching
 from saboteur.levels.software.engine.bounds import Gains, gains
 from saboteur.levels.software.engine.golden import Chunk
 from saboteur.levels.software.engine.graph import Graph, Untraceable
-from saboteur.levels.software.engine.groups import Group, SignalGroup, WeightGroup
+from saboteur.levels.software.engine.groups import BiasGroup, Group, NormGroup, SignalGroup, StoredGroup, WeightGroup
 from saboteur.levels.software.engine.narrow import Narrow
-from saboteur.levels.software.engine.operators import Mixing, Operator, understood
+from saboteur.levels.software.engine.operators import Mixing, Operator, Scaling, understood
 from saboteur.levels.software.engine.overflow import LARGEST, LEAST_SCALED, SCALE
 from saboteur.levels.software.engine.replay import Replay
 from saboteur.levels.software.engine.screening import Prediction
 from saboteur.levels.software.engine.suffix import Deviation, Pairs, Stage, Suffix, stages
-from saboteur.levels.software.memory import Memory
+from saboteur.levels.software.memory import Memory, Plain
 from saboteur.levels.software.runner import Runner
 from saboteur.levels.software.signals import Output
 from saboteur.levels.software.site import Site
@@ -52,6 +52,8 @@ _DEVIATIONS_TOGETHER = 2**22
 
 _SORTED_TOGETHER = 2**18
 """Pairs that are sorted together by bounds."""
+
+_OF_NORM = ("weight", "bias", "running_mean", "running_var")
 
 _ROUNDING_FACTOR = 64.0
 _MOST_GROWTH = 1e6
@@ -123,9 +125,7 @@ class ExactEngine:
         """The places at which deviations are measured that begin at ``sites``."""
         if self.reason is not None:
             return set()
-        layers = (self._layer_of(site) if isinstance(site, Memory) else None for site in sites)
-        starts = {layer.layer for layer in layers if layer is not None}
-        starts |= {start for site in sites if (start := self._result_of(site)) is not None}
+        starts = {start for site in sites if (start := self._start_of(site)) is not None}
         nodes = set().union(*(self.narrow(start).measured_at for start in starts))
         return {place for place, node in self._places.items() if node in nodes}
 
@@ -204,19 +204,35 @@ class ExactEngine:
     def _group(self, site: Site, region: Region, trial: NDArray, *columns: NDArray) -> Group | None:
         """The faults of ``columns`` (element, variant, drawn) at ``site``, if they have a fast way."""
         if isinstance(site, Memory):
-            op = self._layer_of(site)
-            return None if op is None else WeightGroup.of(op, site, region.model, trial, *columns)
+            kind, op = self._layer_of(site)
+            return None if kind is None else kind.of(op, site, region.model, trial, *columns)
         start = self._result_of(site)
         return None if start is None else SignalGroup(start, site, region.model, trial, *columns)
 
-    def _layer_of(self, site: Memory) -> Mixing | None:
-        """The layer whose weight ``site`` is, if it is called once and shares its weight with no other."""
+    def _start_of(self, site: Site) -> int | None:
+        """The node at which faults in ``site`` begin, if they have a fast way."""
+        if not isinstance(site, Memory):
+            return self._result_of(site)
+        kind, op = self._layer_of(site)
+        return None if kind is None else op.layer if isinstance(op, Mixing) else op.index
+
+    def _layer_of(self, site: Memory) -> tuple[type[StoredGroup], Operator] | tuple[None, None]:
+        """How faults in a stored tensor are run, and its layer, if that is called once and shares it with no other."""
         calls = self.graph.calls_of(site.module)
         op = self.operators.get(calls[0].index) if len(calls) == 1 else None
-        if site.tensor != "weight" or not isinstance(op, Mixing) or op.weight.shape != site.shape:
-            return None
-        sharing = sum(site.module.weight is other for other in _weights(self.runner.model))
-        return op if sharing == 1 else None
+        tensor = getattr(site.module, site.tensor, None)
+        if op is None or sum(tensor is other for other in _stored(self.runner.model)) != 1:
+            return None, None
+        norm = isinstance(op, Scaling) or (isinstance(op, Mixing) and op.layer != op.index)
+        if norm and isinstance(site, Plain) and site.tensor in _OF_NORM and op.scale.shape == site.shape:
+            return NormGroup, Scaling(
+                op.index, (op.layer,) if isinstance(op, Mixing) else op.inputs, op.scale, op.scale
+            )
+        if isinstance(op, Mixing) and not norm and site.tensor == "weight" and op.weight.shape == site.shape:
+            return WeightGroup, op
+        if isinstance(op, Mixing) and not norm and isinstance(site, Plain) and site.tensor == "bias":
+            return BiasGroup, op
+        return None, None
 
     def _result_of(self, site: Site) -> int | None:
         """The node whose result ``site`` is, if it is a float32 tensor that comes once."""
@@ -428,9 +444,10 @@ class _Block:
         self._put_off(pairs, ~trusted)
 
 
-def _weights(model: nn.Module) -> Iterator[Tensor]:
-    """The weight of every module that has one."""
+def _stored(model: nn.Module) -> Iterator[Tensor]:
+    """The stored and computed tensors of every module, shared ones as often as they are shared."""
     for module in model.modules():
-        weight = getattr(module, "weight", None)
-        if isinstance(weight, Tensor):
-            yield weight
+        for name in {*module._parameters, *module._buffers, "weight"}:
+            tensor = getattr(module, name, None)
+            if isinstance(tensor, Tensor):
+                yield tensor

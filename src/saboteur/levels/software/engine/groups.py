@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Self
 
 import numpy as np
 import torch
@@ -15,7 +17,7 @@ from saboteur.faults.models import FaultModel
 from saboteur.levels.software.emulation import tensor_of, words_of
 from saboteur.levels.software.engine.golden import Chunk
 from saboteur.levels.software.engine.narrow import Source, reads
-from saboteur.levels.software.engine.operators import Mixing
+from saboteur.levels.software.engine.operators import Mixing, Operator
 from saboteur.levels.software.memory import Memory
 from saboteur.levels.software.signals import Output
 
@@ -57,20 +59,20 @@ class Group(ABC):
 
 
 @dataclass(frozen=True, eq=False)
-class WeightGroup(Group):
-    """Faults in the weights of one convolution or linear layer.
+class StoredGroup(Group):
+    """Faults in one stored tensor of a layer that is called once.
 
     Attributes:
-        op: the layer.
-        site: the weight tensor.
+        op: the layer, or the batch norm.
+        site: the tensor.
         trial: int64 [n].
-        element: int64 [n], the weight.
-        words: uint64 [n], the faulted weight.
-        change: float32 [n], by how much the weight changes.
+        element: int64 [n], the value.
+        words: uint64 [n], the faulted value.
+        change: float32 [n], by how much the value changes.
         differs: bool [n], whether a bit of it changes.
     """
 
-    op: Mixing
+    op: Operator
     site: Memory
     trial: NDArray[np.int64]
     element: NDArray[np.int64]
@@ -81,14 +83,14 @@ class WeightGroup(Group):
     @classmethod
     def of(
         cls,
-        op: Mixing,
+        op: Operator,
         site: Memory,
         model: FaultModel,
         trial: NDArray[np.int64],
         element: NDArray[np.int64],
         variant: NDArray[np.int64],
         drawn: NDArray[np.uint64],
-    ) -> WeightGroup:
+    ) -> Self:
         """The faults of ``model`` in the columns ``element``, ``variant`` and ``drawn`` of ``trial``."""
         fmt, before = site.format_at(element), site.words(element)
         after = model.corrupt(before, variant, drawn, fmt)
@@ -99,12 +101,34 @@ class WeightGroup(Group):
 
     @property
     def start(self) -> int:  # type: ignore[override]
-        """The layer's node."""
-        return self.op.layer
+        """The node of the call."""
+        return self.op.layer if isinstance(self.op, Mixing) else self.op.index
 
     def acts(self, chunk: Chunk, number: NDArray[np.int64], row: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Whether the faulted word differs from the stored one."""
         return self.differs[number]
+
+    def faulted(self, chunk: Chunk, number: NDArray[np.int64], row: NDArray[np.int64]) -> Tensor:
+        """Make the call with each trial's value."""
+        return torch.cat([self._faulted_by(chunk, one, row[number == one]) for one in np.unique(number)])
+
+    def _faulted_by(self, chunk: Chunk, one: int, row: NDArray[np.int64]) -> Tensor:
+        node = chunk.graph.nodes[self.start]
+        inputs = chunk.result(node.inputs[0])
+        results, order = [], []
+        with self.site.overwritten(self.element[one : one + 1], self.words[one : one + 1]):
+            for part in chunk.batching.parts(row):
+                result = chunk.graph.call(node, {node.inputs[0]: inputs[torch.from_numpy(row[part.filled])]})
+                results.append(result[torch.from_numpy(part.place)])
+                order.append(part.chosen)
+        return torch.cat(results)[torch.from_numpy(np.argsort(np.concatenate(order)))]
+
+
+@dataclass(frozen=True, eq=False)
+class WeightGroup(StoredGroup):
+    """Faults in the weights of one convolution or linear layer."""
+
+    op: Mixing
 
     @cached_property
     def _place(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
@@ -135,20 +159,66 @@ class WeightGroup(Group):
         change = torch.from_numpy(self.change[number]).to(planes.device)
         return Source(out, None, change[:, None] * reads(self.op, planes, tap))
 
-    def faulted(self, chunk: Chunk, number: NDArray[np.int64], row: NDArray[np.int64]) -> Tensor:
-        """Call the layer with each trial's weight."""
-        return torch.cat([self._faulted_by(chunk, one, row[number == one]) for one in np.unique(number)])
 
-    def _faulted_by(self, chunk: Chunk, one: int, row: NDArray[np.int64]) -> Tensor:
-        node = chunk.graph.nodes[self.op.layer]
-        inputs = chunk.values[node.inputs[0]]
-        results, order = [], []
-        with self.site.overwritten(self.element[one : one + 1], self.words[one : one + 1]):
-            for part in chunk.batching.parts(row):
-                result = chunk.graph.call(node, {node.inputs[0]: inputs[torch.from_numpy(row[part.filled])]})
-                results.append(result[torch.from_numpy(part.place)])
-                order.append(part.chosen)
-        return torch.cat(results)[torch.from_numpy(np.argsort(np.concatenate(order)))]
+@dataclass(frozen=True, eq=False)
+class BiasGroup(StoredGroup):
+    """Faults in the biases of one convolution or linear layer: all of a channel moves by Δb."""
+
+    op: Mixing
+
+    def channel(self, number: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The channel of the bias."""
+        return self.element[number]
+
+    def positions(self, chunk: Chunk) -> int:
+        """The positions of a channel."""
+        return int(np.prod(self.op.sides_after(tuple(chunk.result(self.op.inputs[0]).shape[2:])), dtype=np.int64))
+
+    def size(self, chunk: Chunk, number: NDArray[np.int64], row: NDArray[np.int64]) -> NDArray[np.float64]:
+        """|Δb| · √positions."""
+        return np.abs(self.change[number].astype(np.float64)) * np.sqrt(self.positions(chunk))
+
+    def source(self, chunk: Chunk, number: NDArray[np.int64], row: NDArray[np.int64]) -> Source:
+        """Δb everywhere."""
+        change = torch.from_numpy(self.change[number]).to(self.op.weight.device)
+        return Source(torch.from_numpy(self.channel(number)), None, change[:, None].repeat(1, self.positions(chunk)))
+
+
+@dataclass(frozen=True, eq=False)
+class NormGroup(StoredGroup):
+    """Faults in what a batch norm keeps of each channel: weight, bias, running mean and running variance."""
+
+    def channel(self, number: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The channel."""
+        return self.element[number]
+
+    def positions(self, chunk: Chunk) -> int:
+        """The positions of a channel, in double precision."""
+        return 2 * int(np.prod(chunk.values[self.start].shape[2:], dtype=np.int64))
+
+    def size(self, chunk: Chunk, number: NDArray[np.int64], row: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Unknown before it is worked out."""
+        return np.full(len(number), np.inf)
+
+    def source(self, chunk: Chunk, number: NDArray[np.int64], row: NDArray[np.int64]) -> Source:
+        """The norm of the channel with its faulted value less that with the stored one, in double precision."""
+        channel = torch.from_numpy(self.channel(number))
+        before = chunk.result(chunk.graph.nodes[self.start].inputs[0])
+        planes = before[torch.from_numpy(row), channel].reshape(len(row), -1).double()
+        module = self.site.module
+        kept = {name: getattr(module, name) for name in ("weight", "bias", "running_mean", "running_var")}
+        stored = {name: value.detach().double()[channel] for name, value in kept.items() if value is not None}
+        like = self.site.values()
+        value = tensor_of(self.words[number], self.site.format_at(self.element[number]), like).double()
+        moved = _normalised(planes, module.eps, stored | {self.site.tensor: value})
+        return Source(channel, None, (moved - _normalised(planes, module.eps, stored)).float())
+
+
+def _normalised(planes: Tensor, eps: float, of_channel: Mapping[str, Tensor]) -> Tensor:
+    """The batch norm of ``planes`` [n, positions], each with its own values [n]."""
+    scale = of_channel.get("weight", 1.0) / torch.sqrt(of_channel["running_var"] + eps)
+    result = (planes - of_channel["running_mean"][:, None]) * scale[:, None]
+    return result + of_channel["bias"][:, None] if "bias" in of_channel else result
 
 
 @dataclass(frozen=True, eq=False)

@@ -69,6 +69,14 @@ class Mixing(Operator):
             return F.conv2d(x, self.weight, self.bias, self.stride, padding, self.dilation)
         return F.linear(x, self.weight, self.bias)
 
+    def sides_after(self, sides: tuple[int, ...]) -> tuple[int, ...]:
+        """Height and width of the result for an input with ``sides``; none for a linear layer."""
+        axes = zip(sides, self.weight.shape[2:], self.stride, self.padding, self.dilation, strict=True)
+        return tuple(
+            (side + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
+            for side, kernel, stride, padding, dilation in axes
+        )
+
     @cached_property
     def norm(self) -> float:
         """An upper bound on the spectral norm of the linear part."""
