@@ -102,6 +102,7 @@ class SliceCode:
         self.level: Level = part.module.level
         self.sites: list[Site] = []
         self.hook_bytes = 0
+        self._first: dict[int, int] = {}
         self._lines: list[str] = []
         self._defined: set[tuple[str, int]] = set()
         emit = self._gate if self.level == "gate" else self._operator
@@ -113,13 +114,22 @@ class SliceCode:
         for flip_flop in part.flip_flops:
             cell = self.module.cells[flip_flop]
             value = self._operand(flip_flop, cell, "D", len(cell.output))
+            if self.level == "gate":
+                masked, value = value, f"d{flip_flop}"
+                self._lines.append(f"W {value} = {self._wire(cell.inputs['D'][0])};")
+                self._where_present(flip_flop, f"{value} = {masked};")
             self._store(("state", flip_flop), value)
+
+    def first_site(self, cell: int) -> int:
+        """The offset of the first site of a cell: there, at gate level, is counted how many faults are in the cell."""
+        return self._first[cell]
 
     def function(self, name: str) -> str:
         """The C function: pointers to the lanes of each slot read, then written; the hook memory."""
         hook = ", const char *restrict h" if self.hooked else ""
         if self.level == "gate":
-            return f"void {name}(char *const *p{hook}) {{\n" + "\n".join(self._lines) + "\n}\n"
+            counts = f"const u16 *f = (const u16*)(h + {self.hook_bytes});\n" if self.hooked else ""
+            return f"void {name}(char *const *p{hook}) {{\n{counts}" + "\n".join(self._lines) + "\n}\n"
         arguments = [
             f"{'const ' * (k < len(self.part.reads))}{self._type(self._width(source))} *restrict a{k} = (void*)p[{k}];"
             for k, source in enumerate((*self.part.reads, *self.part.writes))
@@ -160,12 +170,15 @@ class SliceCode:
             return value
         size = slot_bytes(width, self.level)
         self.sites.append(Site(cell, port, width, self.hook_bytes))
+        self._first.setdefault(cell, self.hook_bytes)
         at = self.hook_bytes
         self.hook_bytes += size * (3 if port == "Y" else 2)
         kind, lane = ("W", "") if self.level == "gate" else (self._type(width), "[l]")
         star = "*" if self.level == "gate" else ""
-        if port == "Y":
-            self._lines.append(f"{star}(({kind}*)(h + {at + 2 * size})){lane} = {value};")
+        if port == "Y" and self.level == "gate":
+            value = f"*(W*)(h + {at + 2 * size}) = {value}"
+        elif port == "Y":
+            self._lines.append(f"(({kind}*)(h + {at + 2 * size})){lane} = {value};")
         masks = [f"{star}((const {kind}*)(h + {at + k * size})){lane}" for k in range(2)]
         return f"(({kind})(({value}) & {masks[0]}) ^ {masks[1]})"
 
@@ -204,9 +217,7 @@ class SliceCode:
         """An input of a cell, extended or cut to ``width`` in the C type of that width."""
         bits = cell.inputs[port]
         if self.level == "gate":
-            source = self.module.source_of(bits[0])
-            value = self._variable(source) if source else f"((W){{}} - {int(bits[0] == '1')})"
-            return self._mask(value, (index, port, 1))
+            return self._mask(self._wire(bits[0]), (index, port, 1))
         own = self._type(len(bits))
         value = self._mask(self._bits(bits, own), (index, port, len(bits)))
         kind = self._type(width)
@@ -223,13 +234,21 @@ class SliceCode:
             raise TargetError(
                 f"{plain(self.module.name)}: {cell.kind} {plain(cell.name)}: not a cell of the gate level"
             )
-        values = {}
-        for port in cell.inputs:
-            values[port] = f"x{index}{port}"
-            self._lines.append(f"W {values[port]} = {self._operand(index, cell, port, 1)};")
-        value = f"y{index}"
-        self._lines.append(f"W {value} = {_GATES[cell.kind].format(**values)};")
-        self._lines.append(f"W c{index} = {self._mask(value, (index, 'Y', 1))};")
+        clean = _GATES[cell.kind].format(**{port: self._wire(bits[0]) for port, bits in cell.inputs.items()})
+        pins = {port: self._operand(index, cell, port, 1) for port in cell.inputs}
+        masked = self._mask(_GATES[cell.kind].format(**pins), (index, "Y", 1))
+        self._lines.append(f"W c{index} = {clean};")
+        self._where_present(index, f"c{index} = {masked};")
+
+    def _wire(self, bit: Bit) -> str:
+        """C for a wire of the gate level."""
+        source = self.module.source_of(bit)
+        return self._variable(source) if source else f"((W){{}} - {int(bit == '1')})"
+
+    def _where_present(self, cell: int, line: str) -> None:
+        """At gate level, masks are only looked at where a fault is present in the cell."""
+        if self.sites and self.sites[-1].cell == cell:
+            self._lines.append(f"if (__builtin_expect(f[{self.first_site(cell) // 64}], 0)) {line}")
 
     def _operator(self, index: int, cell: Cell) -> None:
         width = len(cell.output)

@@ -69,6 +69,8 @@ typedef struct {
     int32_t *fan_first, *fan;             /* nodes that read each slot */
     int32_t *reader_first, *reader;       /* read nodes of each memory */
     char **hook;                          /* masks of each node, made on first use */
+    int32_t **first_site;                 /* gate level: [offset / 64], 64ths before the first site of the same cell */
+    uint16_t **faults_in;                 /* gate level, behind the masks: [that], how many faults a cell has */
     int32_t *hooks;                       /* faults present at each node */
     u64 *mask[2];                         /* lanes in which a slot differs */
     int32_t *dirty[2]; int dirty_count[2];
@@ -221,6 +223,8 @@ Machine *machine_new(int nodes, const Node *node, int parts, const Part *part, i
     m->serial = 1;
     m->hook = calloc(nodes + 1, sizeof(char *));
     m->hooks = calloc(nodes + 1, sizeof(int32_t));
+    m->first_site = calloc(nodes + 1, sizeof(int32_t *));
+    m->faults_in = calloc(nodes + 1, sizeof(uint16_t *));
     m->row = calloc(memories + 1, sizeof(void *));
     m->row_mask = calloc(memories + 1, sizeof(void *));
     m->image = calloc(memories + 1, sizeof(void *));
@@ -246,13 +250,13 @@ void machine_free(Machine *m) {
         for (int w = 0; w < m->memory[i].words; w++) forget_row(m, i, w);
         free(m->row[i]); free(m->row_mask[i]); free(m->image[i]); free(m->touched[i]);
     }
-    for (int n = 0; n < m->nodes; n++) free(m->hook[n]);
+    for (int n = 0; n < m->nodes; n++) { free(m->hook[n]); free(m->first_site[n]); }
     for (int p = 0; p < 2; p++) {
         free(m->value[p]); free(m->pointer[p]); free(m->mask[p]); free(m->dirty[p]); free(m->pending[p]);
     }
     free(m->node); free(m->part); free(m->memory); free(m->write); free(m->argument); free(m->bytes);
     free(m->is_state); free(m->base); free(m->fan_first); free(m->fan); free(m->reader_first); free(m->reader);
-    free(m->hook); free(m->hooks); free(m->stamp); free(m->row); free(m->row_mask); free(m->image);
+    free(m->hook); free(m->hooks); free(m->first_site); free(m->faults_in); free(m->stamp); free(m->row); free(m->row_mask); free(m->image);
     free(m->touched); free(m->touched_count); free(m->touched_room); free(m->memory_mask); free(m->difference);
     free(m);
 }
@@ -260,12 +264,18 @@ void machine_free(Machine *m) {
 /* -- hooks ------------------------------------------------------------------------------------------------------- */
 
 /* Hook memory of a node, on first use: masks that let every value pass. */
-void make_hooks(Machine *m, int n, int bytes, int sites, const int32_t *offset, const int32_t *size, void *hooked) {
+void make_hooks(Machine *m, int n, int bytes, int sites, const int32_t *offset, const int32_t *size,
+                const int32_t *first, void *hooked) {
     if (m->hook[n]) return;
     m->node[n].hooked = (void (*)(char *const *, char *))hooked;
-    char *h = m->hook[n] = aligned_alloc(64, bytes + 64);
-    memset(h, 0, bytes + 64);
+    int64_t all = (bytes + sizeof(uint16_t) * (bytes / 64) + 127) / 64 * 64;
+    char *h = m->hook[n] = aligned_alloc(64, all);
+    memset(h, 0, all);
     for (int k = 0; k < sites; k++) memset(h + offset[k], 0xff, size[k]);
+    if (!GATE) return;
+    m->faults_in[n] = (uint16_t *)(h + bytes);
+    m->first_site[n] = calloc(bytes / 64 + 1, sizeof(int32_t));
+    for (int k = 0; k < sites; k++) m->first_site[n][offset[k] / 64] = first[k] / 64;
 }
 
 static void set_hook(Machine *m, const Row *r, int lane, u64 a, u64 x) {
@@ -285,10 +295,21 @@ static u64 seen_value(Machine *m, const Row *r, int lane) {
     return (get(h + 2 * r->size, bytes, lane) & get(h, bytes, lane)) ^ get(h + r->size, bytes, lane);
 }
 
+/* A fault or a look at a net begins or ends. */
+static void hook_up(Machine *m, const Row *r) {
+    m->hooks[r->place]++;
+    if (GATE) m->faults_in[r->place][m->first_site[r->place][r->offset / 64]]++;
+}
+static void unhook(Machine *m, const Row *r) {
+    m->hooks[r->place]--;
+    if (GATE) m->faults_in[r->place][m->first_site[r->place][r->offset / 64]]--;
+}
+static void end_fault(Machine *m, const Row *r, int lane) { unhook(m, r); set_hook(m, r, lane, ~0ull, 0); }
+
 /* What a fault at a hook does in a cycle, before anything is computed. */
 static void present(Machine *m, const Row *f, int lane, int t) {
     if (t == f->on) {
-        m->hooks[f->place]++;
+        hook_up(m, f);
         if (f->way == APPLY) set_hook(m, f, lane, f->a, f->x);
     } else if (f->way >= DELAY_RISE && f->way <= HOLD) {
         u64 before = raw_value(m, f, lane), bit = f->x, a = ~bit, x = before & bit;
@@ -495,7 +516,7 @@ static void run_cycle(Machine *m, int t, int par, int lanes, int rows, const Row
         if (f->kind == AT_HOOK) {
             if (t >= f->on && t < f->off) present(m, f, lane, t);
             bridges |= f->way >= BRIDGE_AND && t >= f->on && t < f->off;
-            if (t == f->off) { m->hooks[f->place]--; set_hook(m, f, lane, ~0ull, 0); }
+            if (t == f->off) end_fault(m, f, lane);
         } else if (t >= f->on && t < f->off) {
             if (f->kind == AT_SLOT) {
                 char *v = m->value[par][f->place];
@@ -544,7 +565,7 @@ static void write_memories(Machine *m, int par, int lanes, u64 **memory) {
 void run_plain(Machine *m, int lanes, int cycles, int inputs, const int32_t *input_slot, const char *input,
                u64 **memory, const golden_t *initial, int rows, const Row *row, golden_t *trace, int kept,
                const int32_t *keep, int nets, const Row *net) {
-    for (int k = 0; k < nets; k++) m->hooks[net[k].place]++;
+    for (int k = 0; k < nets; k++) hook_up(m, net + k);
     for (int s = 0; s < m->slots; s++) if (m->is_state[s]) fill(m->value[0][s], m->bytes[s], initial[s]);
     for (int t = 0; t <= cycles; t++) {
         int par = t & 1;
@@ -565,10 +586,8 @@ void run_plain(Machine *m, int lanes, int cycles, int inputs, const int32_t *inp
                 for (int l = 0; l < lanes; l++)
                     trace[((int64_t)l * (cycles + 1) + t) * (kept + nets) + kept + k] = (golden_t)seen_value(m, net + k, l);
     }
-    for (int k = 0; k < nets; k++) m->hooks[net[k].place]--;
-    for (int r = 0; r < rows; r++) if (row[r].kind == AT_HOOK && row[r].off > cycles && row[r].on <= cycles) {
-        m->hooks[row[r].place]--;
-        set_hook(m, row + r, row[r].fault, ~0ull, 0);
+    for (int k = 0; k < nets; k++) unhook(m, net + k);
+    for (int r = 0; r < rows; r++) if (row[r].kind == AT_HOOK && row[r].off > cycles && row[r].on <= cycles) { end_fault(m, row + r, row[r].fault);
     }
 }
 
@@ -714,7 +733,7 @@ static int sweep(Machine *m, int cycles, int queued, int32_t *queue, const Fault
             const Row *f = acting[k];
             int lane = acting_lane[k];
             if (t >= f->off) {
-                if (f->kind == AT_HOOK && f->on < f->off) { m->hooks[f->place]--; set_hook(m, f, lane, ~0ull, 0); }
+                if (f->kind == AT_HOOK && f->on < f->off) end_fault(m, f, lane);
                 if (!--lane_rows[lane]) clear_bit(held, lane);
                 continue;
             }
@@ -781,8 +800,7 @@ static int sweep(Machine *m, int cycles, int queued, int32_t *queue, const Fault
             for (int k = 0; k < active; k++) {
                 if (get_bit(seen, acting_lane[k])) {
                     if (acting[k]->kind == AT_HOOK && t >= acting[k]->on) {
-                        m->hooks[acting[k]->place]--;
-                        set_hook(m, acting[k], acting_lane[k], ~0ull, 0);
+                        end_fault(m, acting[k], acting_lane[k]);
                     }
                 } else { acting[kept] = acting[k]; acting_lane[kept++] = acting_lane[k]; }
             }
@@ -800,7 +818,7 @@ static int sweep(Machine *m, int cycles, int queued, int32_t *queue, const Fault
             kept = 0;
             for (int k = 0; k < active; k++) {
                 if (!get_bit(gone, acting_lane[k])) { acting[kept] = acting[k]; acting_lane[kept++] = acting_lane[k]; continue; }
-                if (acting[k]->kind == AT_HOOK) { m->hooks[acting[k]->place]--; set_hook(m, acting[k], acting_lane[k], ~0ull, 0); }
+                if (acting[k]->kind == AT_HOOK) { end_fault(m, acting[k], acting_lane[k]); }
             }
             active = kept;
             EACH_LANE(lane, gone) {
@@ -812,8 +830,7 @@ static int sweep(Machine *m, int cycles, int queued, int32_t *queue, const Fault
     }
     for (int k = 0; k < active; k++)
         if (acting[k]->kind == AT_HOOK && acting[k]->on < cycles) {
-            m->hooks[acting[k]->place]--;
-            set_hook(m, acting[k], acting_lane[k], ~0ull, 0);
+            end_fault(m, acting[k], acting_lane[k]);
         }
     /* alive to the end: does any state still differ? */
     u64 alive[MASK] = {0};

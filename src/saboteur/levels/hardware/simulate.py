@@ -400,10 +400,12 @@ class Simulator:
             if isinstance(node, MemoryRead):
                 size = np.array([slot_bytes(self.design.slots[slot].width, self.design.level) for slot in node.data])
                 offset, total = 3 * (np.cumsum(size) - size), 3 * int(size.sum())
+                first = offset
             else:
                 number = self.compiled.number[node.slice.module.name, node.slice.index]
                 code, address = self.compiled.hooked_code[number], self.compiled.hooked(number)
                 offset = np.array([site.offset for site in code.sites])
+                first = np.array([code.first_site(site.cell) for site in code.sites])
                 size = np.array([slot_bytes(site.width, self.design.level) for site in code.sites])
                 total = code.hook_bytes
             self._runtime.make_hooks(
@@ -413,6 +415,7 @@ class Simulator:
                 len(offset),
                 _at(offset.astype(np.int32)),
                 _at(size.astype(np.int32)),
+                _at(first.astype(np.int32)),
                 ctypes.c_void_p(address),
             )
 

@@ -397,7 +397,7 @@ int64_t run_window(Machine *m, const Stream *s, const Chunk *c, u64 **memory) {
         phase++;
     }
     for (int r = 0; r < active; r++)
-        if (acting[r].kind == AT_HOOK) { m->hooks[acting[r].place]--; set_hook(m, acting + r, acting[r].fault, ~0ull, 0); }
+        if (acting[r].kind == AT_HOOK) end_fault(m, acting + r, acting[r].fault);
     if (c->end) {
         compare_states(m, c, c->cycles & 1, memory);
         for (int l = 0; l < c->lanes; l++)
