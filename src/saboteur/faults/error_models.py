@@ -28,6 +28,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from saboteur.errors import FaultError, near
+from saboteur.faults import classes_format
 from saboteur.faults.error_patterns import PATTERNS, Footprint, LayerShape, Pattern, ShapeClass, footprints
 from saboteur.faults.error_values import CHANGE_NAME, LayerOutput, code_of, name_of
 from saboteur.faults.formats import NumberFormat
@@ -92,7 +93,7 @@ class PatternErrors(_Frozen):
     Attributes:
         pattern: which.
         spreads: size and spread of the wrong elements.
-        changes: how the values changed.
+        changes: how the values changed; one change may come several times, with others of its own.
         changes_at_bottom: the same where the value of the largest change was at its lower clamp, as half of all
             values behind a rectifier are: there nothing goes down, and little comes up.
     """
@@ -176,6 +177,9 @@ class Source(_Frozen):
 class ErrorModel(FaultModel):
     """A learned error model: ``{kind: error_model, file: PATH}``, or its content in place.
 
+    A file of CLASSES is read as well; as it speaks in percentages, it needs the shape of one input's output of the
+    layer, ``{kind: error_model, file: PATH, output_shape: [16, 32, 32]}``.
+
     It acts on the whole output of a layer (``where: outputs`` at the software level), not on a word.
     """
 
@@ -192,10 +196,10 @@ class ErrorModel(FaultModel):
     @classmethod
     def _from_file(cls, data: Any) -> Any:
         if isinstance(data, dict) and "file" in data:
-            extra = sorted(set(data) - {"file", "kind"})
+            extra = sorted(set(data) - {"file", "kind", "output_shape"})
             if extra:
                 raise ValueError(f"file: stands for the whole model; leave out {', '.join(extra)}")
-            return _content(Path(data["file"]))
+            return _content(Path(data["file"]), data.get("output_shape"))
         return data
 
     @model_validator(mode="after")
@@ -207,14 +211,21 @@ class ErrorModel(FaultModel):
         return self
 
     @classmethod
-    def read(cls, path: Path | str) -> ErrorModel:
-        """Read a YAML or JSON file.
+    def read(
+        cls, path: Path | str, output_shape: Sequence[int] | LayerShape | None = None, layer: str | None = None
+    ) -> ErrorModel:
+        """Read a YAML or JSON file, ours or one of CLASSES.
+
+        Args:
+            path: of the file.
+            output_shape: of a file of CLASSES: the shape of one input's output of the layer it is to speak of.
+            layer: the name of that layer; all layers if absent.
 
         Raises:
             FaultError: for anything wrong with it, naming the place.
         """
         try:
-            return cls.model_validate(_content(Path(path)))
+            return cls.model_validate(_content(Path(path), output_shape, layer))
         except ValidationError as error:
             lines = (
                 f"{'.'.join(map(str, problem['loc'])) or 'model'}: {problem['msg'].removeprefix('Value error, ')}"
@@ -288,7 +299,9 @@ class ErrorModel(FaultModel):
         return any(profile.layer == layer for profile in self.profiles)
 
 
-def _content(path: Path) -> dict[str, Any]:
+def _content(
+    path: Path, output_shape: Sequence[int] | LayerShape | None = None, layer: str | None = None
+) -> dict[str, Any]:
     yaml = YAML(typ="safe", pure=True)
     yaml.version = (1, 2)
     try:
@@ -297,6 +310,17 @@ def _content(path: Path) -> dict[str, Any]:
         raise ValueError(f"file: cannot read {path}: {error}") from error
     except YAMLError as error:
         raise ValueError(f"file: {path} is not valid YAML: {error}") from error
+    if classes_format.is_classes(content):
+        if not isinstance(output_shape, LayerShape):
+            if not isinstance(output_shape, (list, tuple)) or not all(isinstance(size, int) for size in output_shape):
+                raise ValueError(
+                    f"output_shape: is {output_shape}; {path} is of CLASSES, in percentages of the output of a layer, "
+                    "and takes the shape of that for one input, such as [16, 32, 32]"
+                )
+            output_shape = LayerShape.usual(tuple(output_shape))
+        return classes_format.imported(content, path.stem, output_shape, layer)
+    if output_shape is not None or layer is not None:
+        raise ValueError(f"output_shape: goes with a file of CLASSES, and {path} is none")
     if not isinstance(content, dict) or "saboteur_error_model" not in content:
         raise ValueError(f"file: {path} is no error model; one begins with saboteur_error_model: {VERSION}")
     return content

@@ -197,7 +197,10 @@ class _Choice:
 
     @classmethod
     def of(cls, changes: Sequence[Change]) -> _Choice:
-        return cls({code_of(change.change): change.count for change in changes})
+        counts: Counter[int] = Counter()
+        for change in changes:
+            counts[code_of(change.change)] += change.count
+        return cls(counts)
 
     def take(self, uniform: Floats) -> Integers:
         return self._codes[np.searchsorted(self._cumulative, uniform)]
