@@ -116,6 +116,7 @@ class Simulator:
         self.initial = np.array([slot.initial or 0 for slot in design.slots], self.golden_type)
         self._runtime = self._declared(self.compiled.runtime)
         self._machine = self._make()
+        self._hooked: set[int] = set()
 
     def __del__(self) -> None:
         if getattr(self, "_machine", None):
@@ -396,6 +397,9 @@ class Simulator:
 
     def _prepare_hooks(self, rows: NDArray) -> None:
         for n in np.unique(rows["place"][rows["kind"] == 1]).tolist():
+            if n in self._hooked:
+                continue
+            self._hooked.add(n)
             node, address = self.design.nodes[n], None
             if isinstance(node, MemoryRead):
                 size = np.array([slot_bytes(self.design.slots[slot].width, self.design.level) for slot in node.data])
