@@ -8,7 +8,8 @@ which there are few, on all 60. Rates are of inferences:
 
 - ``RTL``: upsets of every flip-flop in every cycle, at register-transfer level (the reference);
 - ``gate``: upsets of the flip-flops in the netlist of gates (and 1,000 of the same upsets as at RTL, one by one);
-- ``architecture``: upsets of what the registers of an architecture description hold, while it is still read;
+- ``architecture``: upsets of what the registers of an architecture description hold, while it is still read (times the
+  share of cycles in which they do, this is the rate of all cycles);
 - ``error model``: learned from another RTL campaign, drawn at the software level;
 - ``output flips``, ``weight flips``: plain bit flips of the software level, as most tools inject them.
 
@@ -30,6 +31,7 @@ import pyarrow.parquet as pq
 from saboteur.campaign import Campaign, Results, run
 from saboteur.cli.terminal import interval, percent, show, table
 from saboteur.faults import lists
+from saboteur.levels.crosslayer.architecture import shipped
 from saboteur.reliability.learning import learn_from
 from saboteur.reliability.levels import ALL, compare_levels
 from saboteur.report.levels import write
@@ -38,7 +40,7 @@ NETWORK = {"workload": "digits-cnn-int8", "inputs": 60}
 ARRAY = {"kind": "accelerator", "array": "output_stationary", "rows": 8, "cols": 8, **NETWORK}
 UPSET = {"model": "bit_flip", "duration": "transient"}
 LAYERS = ["conv1", "conv2", "fc"]
-REGISTERS = ["activation", "weight", "accumulator", "valid", "clear_and_drain"]
+REGISTERS = ["activation", "weight", "accumulator", "valid", "clear", "drain"]
 SAME_FAULTS = 1000
 
 
@@ -120,6 +122,7 @@ def main(faults_a_layer: int, folder: Path) -> None:
     with ExitStack() as stack:
         opened = {name: stack.enter_context(Results.open(path)) for name, path in stores.items()}
         found = compare_levels(opened, unit="inferences")
+        in_use = occupancy(opened["architecture"])
     show(
         table(
             "SDC-1 of inferences",
@@ -143,10 +146,26 @@ def main(faults_a_layer: int, folder: Path) -> None:
             ),
         )
     )
+    for layer, share in in_use.items():
+        row = found.row(layer, "architecture")
+        if row is not None:
+            whole = percent(share * row.estimate.best)
+            show(f"architecture, {layer}: registers are in use in {percent(share)} of all cycles; times that, {whole}")
     verdicts_of_the_same_faults(folder, registers, gates)
     for ending in ("svg", "png"):
         write(found, folder / f"levels.{ending}")
         show(str(folder / f"levels.{ending}"))
+
+
+def occupancy(results: Results) -> dict[str, float]:
+    """By layer, the share of the register bits' cycles in which they hold something that is still read."""
+    described = shipped("output_stationary")
+    shares = {}
+    for layer in results.session.target.layers:
+        regions = [region for region in results.space.regions if region.layer == layer.name]
+        used = {r.component: described.residence(described.component(r.component), layer).occupancy for r in regions}
+        shares[layer.name] = sum(r.size for r in regions) / sum(r.size / used[r.component] for r in regions)
+    return shares
 
 
 def verdicts_of_the_same_faults(folder: Path, registers: dict[str, Any], gates: dict[str, Any]) -> None:
