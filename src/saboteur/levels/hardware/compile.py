@@ -193,6 +193,13 @@ class SliceCode:
                 continue
             low = self._position(bits[k])
             n = 1
+            while k + n < len(bits) and bits[k + n] == bits[k]:
+                n += 1
+            if n > 1:  # a sign, extended
+                bit = f"({kind})({self._variable(source)} >> {low} & 1)"
+                terms.append(f"({kind})((({kind})(0 - {bit}) & {_ones(n)}) << {k})")
+                k += n
+                continue
             while k + n < len(bits) and self.module.source_of(bits[k + n]) == source:
                 if self._position(bits[k + n]) != low + n:
                     break

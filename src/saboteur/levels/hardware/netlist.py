@@ -476,7 +476,7 @@ class Module:
     def _fill(self, sinks: Sequence[int], owner: dict[int, int], limit: int) -> None:
         part: Slice | None = None
         for sink in sinks:
-            if part is None or len(part.cells) >= limit:
+            if part is None or len(part.cells) + len(part.flip_flops) >= limit:
                 part = Slice(self, len(self.slices), [], [])
                 self.slices.append(part)
             fresh = self._cone(sink, owner)
