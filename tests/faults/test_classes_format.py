@@ -393,6 +393,16 @@ def _set(*place: Any, to: Any) -> Callable[[dict], None]:
         (_set("single", "domain_classes", 0, "count", to=31), "single: .* 31 of 60|domain_classes count 61"),
         (_set("single", "extra", to=1), "extra"),
         (_set("single", "parameters", 0, "keys", "hue", to=3), "single: parameter 'hue' is unknown"),
+        (
+            _set("single", "domain_classes", 0, to={"in_range": 100, "count": 30}),
+            "single: in_range of a domain class is 100, not a range of percentages",
+        ),
+        (
+            _set("same_row", "parameters", 0, "keys", "row_corruption_pct", to=random([50, 25])),
+            r"row_corruption_pct is \(50.0, 25.0\), not a range",
+        ),
+        (_set("same_row", "parameters", 0, "stats", "max_value_skip", to=0), "max_value_skip is 0, not a number"),
+        (_set("same_row", "domain_classes", 0, "values", to=3), "same_row: domain class random has values"),
         (lambda c: c["skip_4"]["parameters"][0]["keys"].pop("skip_amount"), "skip_4: parameter skip_amount is missing"),
         (_set("skip_4", "parameters", 0, "keys", "affected_channels_pct", to=[0, 101]), "affected_channels_pct"),
         (

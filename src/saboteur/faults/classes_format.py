@@ -73,7 +73,7 @@ class _SpatialClass(_Strict):
     count: _Count
     frequency: _Share
     categories_count: int = 0
-    domain_classes: Annotated[tuple[dict[str, Any], ...], Field(min_length=1)]
+    domain_classes: Annotated[tuple[dict[str, int | float | _Range | dict[str, _Share]], ...], Field(min_length=1)]
     parameters: Annotated[tuple[_Parameters, ...], Field(min_length=1)]
 
 
@@ -171,7 +171,7 @@ def _skip_4(given: Values, shape: LayerShape) -> Iterator[_Places]:
 def _spans(of_channels: Literal["one", "own"]) -> Callable[[Values, LayerShape], Iterator[_Places]]:
     def places(given: Values, shape: LayerShape) -> Iterator[_Places]:
         for width in range(given["min_span_width"], given["max_span_width"] + 1):
-            width = min(width, shape.positions)
+            width = max(1, min(width, shape.positions))
             wrong = _mean(given["avg_span_corruption_pct"], width)
             yield _Places(wrong, width, wrong, crossing=True, of_channels=of_channels)
 
@@ -194,7 +194,7 @@ def _random_of_channel(given: Values, shape: LayerShape) -> Iterator[_Places]:
 
 def _uncategorized(given: Values, shape: LayerShape) -> Iterator[_Places]:
     wrong = _mean(given["avg_channel_corruption_pct"], shape.positions)
-    wrong = max(min(wrong, given["max_errors_per_channel"], shape.positions), given["min_errors_per_channel"], 1)
+    wrong = min(max(min(wrong, given["max_errors_per_channel"]), given["min_errors_per_channel"]), shape.positions)
     yield _Places(wrong, shape.positions, wrong, of_channels="own")
 
 
@@ -320,7 +320,7 @@ _KINDS: dict[str, _Kind] = {
             {"min_block_skip": max(1, s.span // s.positions), "max_block_skip": max(1, s.span // s.positions)},
         ),
         None,
-        "its blocks",
+        "its blocks and the largest map in which it was seen",
     ),
     "single_channel_random": _Kind(
         ("channel_corruption_pct", *_LINE),
@@ -394,8 +394,8 @@ def imported(content: Mapping[str, Any], title: str, shape: LayerShape, layer: s
     }
 
 
-def _agree(what: str, frequency: float, count: int, total: int) -> None:
-    if abs(frequency - count / total) > _TOLERANCE:
+def _agree(what: str, frequency: Any, count: int, total: int) -> None:
+    if not isinstance(frequency, (int, float)) or abs(frequency - count / total) > _TOLERANCE:
         raise ValueError(f"{what} is {frequency}, and its count {count} of {total}")
 
 
@@ -462,13 +462,17 @@ def _domain(name: str, domain: Mapping[str, Any], total: int) -> tuple[int, Prob
     given = {key: value for key, value in domain.items() if key not in ("count", "frequency", "values", "random")}
     shares: dict[str, Fraction]
     if "random" in domain:
-        if given:
-            raise ValueError(f"{name}: domain class random has values, not {', '.join(given)}")
-        shares = {value: _fraction(p) for value, p in domain.get("values", {}).items()}
+        values = domain.get("values")
+        if given or not isinstance(values, dict):
+            raise ValueError(f"{name}: domain class random has values and nothing else")
+        shares = {value: _fraction(p) for value, p in values.items()}
         if abs(sum(shares.values()) - 1) > _TOLERANCE:
             raise ValueError(f"{name}: the values of domain class random add up to {float(sum(shares.values())):g}")
         shares = {value: p / sum(shares.values()) for value, p in shares.items()}
     else:
+        for value, share in given.items():
+            if not isinstance(share, tuple):
+                raise ValueError(f"{name}: {value} of a domain class is {share}, not a range of percentages")
         if len(given) not in (1, 2):
             raise ValueError(f"{name}: a domain class is of one value class, of two or random, not {len(given)}")
         means = [_fraction(sum(share) / 200) for share in given.values()]
@@ -501,6 +505,12 @@ def _seen(name: str, parameters: _Parameters, shape: LayerShape) -> Counter[tupl
     wanted = kind.names + (() if kind.channels is None else _CHANNELS)
     for key in {*wanted} - {*given}:
         raise ValueError(f"{name}: parameter {key} is missing")
+    for key, value in given.items():
+        for option in value.RANDOM if isinstance(value, _Random) else (value,):
+            if key.endswith("_pct") and not (isinstance(option, tuple) and option[0] <= option[1]):
+                raise ValueError(f"{name}: parameter {key} is {option}, not a range of percentages")
+            if not key.endswith("_pct") and not (isinstance(option, int) and option >= (key[:4] != "min_")):
+                raise ValueError(f"{name}: parameter {key} is {option}, not a number of at least 1")
     for key in {*given} - {*wanted, "max_feature_map_width", "max_feature_map_height"}:
         raise ValueError(f"{name}: parameter {key!r} is unknown{near(key, wanted)}")
     places = _weighed(kind.places(values, shape) for values in _choices(given, kind.names))
