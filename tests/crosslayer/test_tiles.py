@@ -173,6 +173,25 @@ def test_late_and_open_nets_equal_the_stream(dataflow: str, way: str) -> None:
     same(array.errors(mapping, a, b, image, rows), plain)
 
 
+@pytest.mark.parametrize("way", ["bridge_and", "bridge_or", "bridge_take"])
+def test_bridges_equal_the_stream(way: str) -> None:
+    array = simulator("output_stationary", level="gate")
+    mapping, a, b = layer(array, (7, 5, 5))
+    cycles = array.cycles(mapping)
+    first, second = (upsets(array, cycles, 100, seed, kind="nets") for seed in (6, 7))
+    for name in ("on", "off"):
+        second[name] = first[name]
+        first[name][::3] = second[name][::3] = 0 if name == "on" else cycles + 1
+    for row, partner in ((first, second), (second, first)):
+        row["way"], row["word"], row["a"], row["x"] = WAYS.index(way), partner["place"], partner["offset"], 1
+    rows = np.concatenate([first, second])
+    rows = rows[np.isin(rows["fault"], np.flatnonzero(first[["place", "offset"]] != second[["place", "offset"]]))]
+    image = np.random.default_rng(2).integers(0, 3, 100)
+    plain = array.stream(mapping, a, b, image, rows[np.argsort(rows["fault"], kind="stable")])
+    assert len(plain.fault) > 50
+    same(array.errors(mapping, a, b, image, rows), plain)
+
+
 @pytest.mark.parametrize("dataflow", ARRAYS)
 def test_faults_of_several_rows_and_any_length(dataflow: str) -> None:
     array = simulator(dataflow)
