@@ -508,3 +508,6 @@ def test_nothing_to_write(tmp_path: Path) -> None:
     masked = Profile(component="acc", shape="small_map", population=1, inferences=1)
     with pytest.raises(FaultError, match="knows of no error"):
         classes_format.write(ErrorModel(title="m", profiles=(masked,)), tmp_path / "none.json", SHAPE)
+    with pytest.raises(FaultError, match=r"shape: \[2, 8, 8\] is smaller than an error of rectangles"):
+        classes_format.write(learned(), tmp_path / "none.json", LayerShape((2, 8, 8)))
+    assert not (tmp_path / "none.json").exists()

@@ -503,7 +503,7 @@ def _seen(name: str, parameters: _Parameters, shape: LayerShape) -> Counter[tupl
     kind = _KINDS[name]
     given = parameters.keys | parameters.stats
     wanted = kind.names + (() if kind.channels is None else _CHANNELS)
-    for key in {*wanted} - {*given}:
+    for key in sorted({*wanted} - {*given}):
         raise ValueError(f"{name}: parameter {key} is missing")
     for key, value in given.items():
         for option in value.RANDOM if isinstance(value, _Random) else (value,):
@@ -511,7 +511,7 @@ def _seen(name: str, parameters: _Parameters, shape: LayerShape) -> Counter[tupl
                 raise ValueError(f"{name}: parameter {key} is {option}, not a range of percentages")
             if not key.endswith("_pct") and not (isinstance(option, int) and option >= (key[:4] != "min_")):
                 raise ValueError(f"{name}: parameter {key} is {option}, not a number of at least 1")
-    for key in {*given} - {*wanted, "max_feature_map_width", "max_feature_map_height"}:
+    for key in sorted({*given} - {*wanted, "max_feature_map_width", "max_feature_map_height"}):
         raise ValueError(f"{name}: parameter {key!r} is unknown{near(key, wanted)}")
     places = _weighed(kind.places(values, shape) for values in _choices(given, kind.names))
     channels: Counter[tuple[int, int]] = Counter({(1, 1): 1})
@@ -608,7 +608,7 @@ def write(model: ErrorModel, path: Path | str, shape: LayerShape, layer: str = "
         What the file does not say, a sentence each.
 
     Raises:
-        FaultError: when there are no errors to write, or a pattern has no counterpart.
+        FaultError: when there are no errors to write, or one is larger than the output.
     """
     parameters: dict[str, Counter[str]] = {}
     domains: dict[str, dict[tuple[tuple[str, Fraction], ...], Fraction]] = {}
@@ -693,6 +693,9 @@ def _class_of(pattern: str, spread: Spread) -> str:
 
 def _written(name: str, spread: Spread, shape: LayerShape) -> Written:
     kind = _KINDS[name]
+    size = spread.channel_span, spread.rows, spread.columns
+    if any(one > of for one, of in zip(size, (shape.channels, shape.rows, shape.columns), strict=True)):
+        raise FaultError(f"shape: {list(shape.shape)} is smaller than an error of {name}, over {size} of it")
     keys, stats = kind.written(spread, shape)
     if kind.channels is not None:
         keys = keys | {"affected_channels_pct": _exactly(spread.channels, shape.channels)}
