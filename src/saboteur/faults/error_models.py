@@ -242,7 +242,7 @@ class ErrorModel(FaultModel):
         yaml.width = 120
         yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
         stream = io.StringIO()
-        yaml.dump(self.model_dump(mode="json", exclude_defaults=True) | {"saboteur_error_model": VERSION}, stream)
+        yaml.dump({"saboteur_error_model": VERSION} | self.model_dump(mode="json", exclude_defaults=True), stream)
         Path(path).write_text(stream.getvalue(), encoding="utf-8")
 
     @cached_property
