@@ -33,6 +33,7 @@ _LONGEST_MEMORY = 6
 _MARGINS = (2, 4, 8, 16, 32, 64)
 _TRIED_LANES = 64
 _WINDOWS_AT_ONCE = 8192
+_BYTES_AT_ONCE = 1 << 28
 
 
 @dataclass(frozen=True)
@@ -404,8 +405,10 @@ class _Stream:
     def transient(self) -> list[tuple[NDArray, ...]]:
         """Errors of the faults that are over before their window ends: columns fault, row, column, delta."""
         found = []
-        for first in range(0, len(self._short), _WINDOWS_AT_ONCE):
-            faults = self._short[first : first + _WINDOWS_AT_ONCE]
+        each = 4 * self._plan.tables.kept_row * self._plan.simulator.golden_type.itemsize
+        together = max(min(_WINDOWS_AT_ONCE, _BYTES_AT_ONCE // each), self._lanes)
+        for first in range(0, len(self._short), together):
+            faults = self._short[first : first + together]
             period, phase = np.divmod(self._on[faults], self._interval)
             order = np.argsort(phase, kind="stable")
             faults, period, phase = faults[order], period[order], phase[order]
