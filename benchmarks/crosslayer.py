@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from saboteur import workloads
 from saboteur.campaign.target import FaultSpec, Target
 from saboteur.faults import BitFlip, Faults, FaultSpace, StuckAt
+from saboteur.levels.crosslayer.lowering import lower
 from saboteur.levels.crosslayer.spec import AcceleratorFault
 from saboteur.levels.crosslayer.target import AcceleratorTarget
 from saboteur.levels.hardware import designs
@@ -35,6 +36,7 @@ _IMAGES = 64
 _SIZE = 8
 _ENFOR_SA = "ENFOR-SA: 0.94"
 _NIGHT_IMAGES = 100
+_STUCK_NETS = 512
 
 UPSETS = AcceleratorFault(where="flip_flops", model=BitFlip(), duration="transient")
 PULSES = AcceleratorFault(where="nets", model=BitFlip(), duration="transient")
@@ -71,17 +73,34 @@ def gate(full: bool = False) -> list[Row]:
     space, inputs = word.space([UPSETS]), _one_image_each(count)
     upsets = _injecting(word, space, draw_faults(space, count), inputs)
     upsets()
-    rows = []
-    for label, spec, share in (("upsets", UPSETS, 1), ("pulses on nets", PULSES, 1)):
+    runs = {}
+    for label, spec in (("upsets", UPSETS), ("pulses on nets", PULSES)):
         space = gates.space([spec])
-        faults = draw_faults(space, count // share)
-        run = _injecting(gates, space, faults, inputs[: count // share])
+        runs[label] = _injecting(gates, space, draw_faults(space, count), inputs), count
+    runs["nets of a PE stuck, one layer"] = _stuck_nets(model, images, labels), _STUCK_NETS
+    rows = []
+    for label, (run, injections) in runs.items():
         run()
         seconds = [(_seconds(run), _seconds(upsets)) for _ in range(2)]
-        ours, reference = (count / min(column) for column in zip(*seconds, strict=True))
+        ours, reference = (min(column) for column in zip(*seconds, strict=True))
         where = f"{name}, {_SIZE}x{_SIZE}: {label}"
-        rows.append(_row("crosslayer.gate", where, ours, "injections/s", reference))
+        rows.append(_row("crosslayer.gate", where, injections / ours, "injections/s", count / reference))
     return rows
+
+
+def _stuck_nets(model: nn.Module, images: Tensor, labels: Tensor) -> Callable[[], Recorder]:
+    """Nets of one processing element, stuck through all tiles of the layer in the middle, one image each."""
+    calls = lower(model, [images[:1]])
+    array, middle = designs.OutputStationary(_SIZE, _SIZE), calls[len(calls) // 2].name
+    target = AcceleratorTarget(model, images, labels, array=array, level="gate", layers=[middle])
+    space = target.space([STUCK_NETS])
+    rng = np.random.default_rng(9)
+    nets = space.regions[0].shape[2]
+    element = (_SIZE + 1) * nets + rng.integers(0, nets, _STUCK_NETS)
+    zero = np.zeros(_STUCK_NETS, np.int32)
+    key, variant = np.arange(_STUCK_NETS, dtype=np.uint64), rng.integers(0, 2, _STUCK_NETS)
+    faults = Faults(key, np.arange(_STUCK_NETS), zero, element, zero, variant)
+    return _injecting(target, space, faults, _one_image_each(_STUCK_NETS))
 
 
 def _network() -> tuple[str, nn.Module, Tensor, Tensor]:
