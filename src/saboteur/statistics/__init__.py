@@ -12,6 +12,8 @@ A map of the package, in the order in which a campaign needs it:
   samples, `stratified` for any sampling plan, `clustered` for rates per inference.
 - `comparison`: two campaigns: `mcnemar`, `paired_difference`, `paired_mean_difference`,
   `unpaired_difference`.
+- `hybrid` (a module of its own): a cheap level on many faults and the exact one on some of them: `combine`,
+  `plan`, `rank`.
 
 Functions take and give NumPy arrays over strata. Nothing is random, and nothing knows of faults, targets or
 stores. Arguments out of range raise `StatisticsError`.

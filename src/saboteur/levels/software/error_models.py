@@ -34,6 +34,9 @@ from saboteur.outcomes.recorder import Recorder
 _DRAWS = 2**20
 """Numbered draws around each element, of all components of a layer together."""
 
+_OBSERVED = 1024
+"""On so many inputs, the first ones, the ranges of layers are observed."""
+
 Integers = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
@@ -158,7 +161,7 @@ class _Reader(ErrorOutput):
 
 
 def sites(runner: Runner, outputs: Iterable[Output]) -> Iterator[ErrorOutput]:
-    """Outputs as learned errors meet them; the model is run fault-free over its inputs, to know their ranges.
+    """Outputs as learned errors meet them; the model is run fault-free over some inputs, to know their ranges.
 
     Outputs of integers and floats take errors, with one scale for all elements; those of other formats do not.
     """
@@ -171,7 +174,7 @@ def sites(runner: Runner, outputs: Iterable[Output]) -> Iterator[ErrorOutput]:
             ranges[event.place].add(event.tensor)
 
     with runner.prepared():
-        for batch in runner.batches():
+        for batch in runner.batches(np.arange(min(runner.inputs, _OBSERVED))):
             runner.run(batch, watch=watch)
     own = {f.name for f in fields(Output)} - {"name"}
     for output in candidates:
