@@ -39,6 +39,24 @@ def test_both_denominators(opened):
     assert faults == statistics.stratified(k, n, [960, 640], 0.95, stopping_rule="fixed n")
 
 
+def test_all_faults_on_some_inputs_are_a_sample(toy_campaign, tmp_path):
+    """Another draw of the inputs would give another rate, however few faults are left."""
+    found = {}
+    for inputs in (None, 3):
+        everything = toy_campaign(sampling={"kind": "exhaustive", "confidence": 0.99}, inputs_per_fault=inputs)
+        run(everything, tmp_path / str(inputs))
+        with Results.open(tmp_path / str(inputs)) as results:
+            sdc1 = everything.criterion("sdc-1")
+            found[inputs] = results.estimate(sdc1, unit="inferences"), results.estimate(sdc1)
+    truth, some = found[None][0], found[3][0]
+    assert truth.low == truth.best == truth.high
+    assert some.low < truth.best < some.high
+    assert some.low < some.best < some.high
+    assert truth.population == some.population == 1600 * 40
+    assert found[None][1].low == found[None][1].high
+    assert found[3][1].low < found[3][1].best < found[3][1].high
+
+
 def test_outcomes_add_up(opened):
     for criterion in opened.campaign.criteria:
         counts = opened.counts(criterion)

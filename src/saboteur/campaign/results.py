@@ -33,6 +33,8 @@ GroupBy = Literal["layer", "bit", "layer_bit", "site", "component"]
 OUTCOMES = ("masked", "sdc", "due")
 _DUE = ("nonfinite", "crash", "hang", "detected")
 _SUMMED = ("inferences", "screened", "audited", "audit_misses")
+_ENDLESS = 2.0**40
+"""What the sizes of strata are multiplied by where a sample can never be the whole."""
 
 
 @dataclass(frozen=True)
@@ -507,18 +509,25 @@ class Results:
         each = int(counts.inferences.sum() // counts.n.sum())
         return self.mean_of_inferences(counts.sums[what], counts.squares[what], counts.n, each, counts.population)
 
+    @cached_property
+    def _endless(self) -> bool:
+        """Whether no sample exhausts the population: combinations of faults, or faults on inputs drawn for each."""
+        inputs = self.campaign.inputs_per_fault
+        return self.campaign.multiple or (inputs is not None and inputs < self.session.golden.inputs)
+
     def _stratified(self, k: NDArray, n: NDArray, population: NDArray, claim: bool = False) -> Estimate:
         confidence, words = self.campaign.sampling.confidence, self.stopping_words
-        population = np.maximum(population, n)
         if len(n) > 1:
-            return self._stated(statistics.stratified(k, n, population, confidence, stopping_rule=words))
-        size = None if self.campaign.multiple else round(population[0])
+            sizes = self._sizes(population, n)
+            return self._stated(statistics.stratified(k, n, sizes, confidence, stopping_rule=words), population, 1)
+        size = None if self._endless else round(max(population[0], n[0]))
         method = "clopper_pearson" if claim else "wilson"
-        return statistics.proportion(int(k[0]), int(n[0]), size, confidence, method, stopping_rule=words)
+        estimate = statistics.proportion(int(k[0]), int(n[0]), size, confidence, method, stopping_rule=words)
+        return self._stated(estimate, population, 1)
 
     def _sequential(self, k: int, n: int) -> Estimate:
         """The estimate that holds although the data decided when to stop."""
-        size = None if self.campaign.multiple else round(self.strata_populations.sum())
+        size = None if self._endless else round(self.strata_populations.sum())
         confidence, words = self.campaign.sampling.confidence, str(self.plan.rule)
         return statistics.proportion(k, n, size, confidence, "confidence_sequence", stopping_rule=words)
 
@@ -527,15 +536,18 @@ class Results:
     ) -> Estimate:
         """The share of inferences with some property, from sums over faults and their squares in some cells."""
         confidence, words = self.campaign.sampling.confidence, self.stopping_words
-        return self._stated(
-            statistics.clustered(
-                sums, squares, n, inferences_per_fault, np.maximum(population, n), confidence, stopping_rule=words
-            )
-        )
+        sizes = self._sizes(population, n)
+        estimate = statistics.clustered(sums, squares, n, inferences_per_fault, sizes, confidence, stopping_rule=words)
+        return self._stated(estimate, population, self.session.golden.inputs)
 
-    def _stated(self, estimate: Estimate) -> Estimate:
-        """Combinations of faults have no population that could be counted."""
-        return replace(estimate, population=None) if self.campaign.multiple else estimate
+    def _sizes(self, population: NDArray, n: NDArray) -> NDArray:
+        return np.maximum(population, n) * (_ENDLESS if self._endless else 1)
+
+    def _stated(self, estimate: Estimate, population: NDArray, inputs: int) -> Estimate:
+        """The estimate with the population as it is; combinations of faults have none that could be counted."""
+        if not self._endless:
+            return estimate
+        return replace(estimate, population=None if self.campaign.multiple else round(population.sum()) * inputs)
 
     # -- single trials --------------------------------------------------------------------------------------
 
