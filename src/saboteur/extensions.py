@@ -12,7 +12,7 @@ from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, GetJsonSchemaHandler, SerializeAsAny, WrapValidator
+from pydantic import BaseModel, ConfigDict, GetJsonSchemaHandler, SerializeAsAny, ValidationInfo, WrapValidator
 from pydantic_core import CoreSchema, PydanticCustomError
 
 from saboteur.errors import SaboteurError, near
@@ -69,7 +69,7 @@ def extensible(base: type[Part]) -> Any:
     Its JSON Schema lists every registered part.
     """
 
-    def validate(value: Any, _handler: Any) -> Part:
+    def validate(value: Any, _handler: Any, info: ValidationInfo) -> Part:
         if isinstance(value, base):
             return value
         if isinstance(value, str):
@@ -77,7 +77,7 @@ def extensible(base: type[Part]) -> Any:
         if not isinstance(value, dict) or not isinstance(value.get("kind"), str):
             raise PydanticCustomError("kind", "must be a name or a mapping with a 'kind'")
         try:
-            return resolve(base.group, value["kind"]).model_validate(value)
+            return resolve(base.group, value["kind"]).model_validate(value, context=info.context)
         except SaboteurError as error:
             raise PydanticCustomError("kind", "{reason}", {"reason": str(error)}) from error
 

@@ -254,6 +254,12 @@ def test_wrong_specs_are_refused(changes: dict, message: str) -> None:
         SoftwareFault(**({"where": "outputs", "model": MODEL, "duration": "transient"} | changes))
 
 
+def test_the_file_lies_beside_the_campaign(tmp_path: Path) -> None:
+    MODEL.write(tmp_path / "array.yaml")
+    (tmp_path / "campaign.yaml").write_text(CAMPAIGN.format(file="array.yaml"), encoding="utf-8")
+    assert Campaign.from_yaml(tmp_path / "campaign.yaml").faults[0].model == MODEL
+
+
 def test_a_missing_file_and_an_unknown_layer_are_named(tmp_path: Path) -> None:
     with pytest.raises(CampaignError, match=r"cannot read .*none\.yaml"):
         Campaign.from_yaml(CAMPAIGN.format(file=tmp_path / "none.yaml"))

@@ -8,7 +8,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, ValidationInfo, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.constructor import DuplicateKeyError
 from ruamel.yaml.error import YAMLError
@@ -136,7 +136,7 @@ class Campaign(_Frozen):
 
     @model_validator(mode="before")
     @classmethod
-    def _faults_of_the_target(cls, data: Any) -> Any:
+    def _faults_of_the_target(cls, data: Any, info: ValidationInfo) -> Any:
         """Read each fault as the target's own kind of fault."""
         if not isinstance(data, dict) or "target" not in data or "faults" not in data:
             return data
@@ -146,7 +146,7 @@ class Campaign(_Frozen):
             faults = [faults]
         if not isinstance(faults, (list, tuple)):
             return data
-        read = _located(faults, target.fault_spec)
+        read = _placed(faults, target.fault_spec, info.context)
         return data | {"target": target, "faults": read}
 
     @model_validator(mode="after")
@@ -254,7 +254,7 @@ class Campaign(_Frozen):
             raise CampaignError(f"{label}: not valid YAML: {error}") from error
         if not isinstance(data, dict):
             raise CampaignError(f"{label}: must be a mapping with name, target and faults")
-        campaign = cls.read(data, label)
+        campaign = cls.read(data, label, folder)
         changed: dict[str, Any] = {"target": campaign.target.located(folder)}
         if isinstance(campaign.sampling, Listed):
             path = (folder / campaign.sampling.path).resolve()
@@ -262,14 +262,19 @@ class Campaign(_Frozen):
         return campaign.model_copy(update=changed)
 
     @classmethod
-    def read(cls, data: dict[str, Any], label: str = "campaign") -> Campaign:
+    def read(cls, data: dict[str, Any], label: str = "campaign", folder: Path = Path()) -> Campaign:
         """Validate a plain mapping.
+
+        Args:
+            data: the mapping.
+            label: what error messages call it.
+            folder: from which fault models take relative paths of files.
 
         Raises:
             CampaignError: listing every field that is wrong.
         """
         try:
-            return cls.model_validate(data)
+            return cls.model_validate(data, context={"folder": folder})
         except ValidationError as error:
             lines = []
             for problem in error.errors(include_url=False):
@@ -293,10 +298,10 @@ class _TargetOnly(BaseModel):
     target: AnyTargetSpec
 
 
-def _located(faults: list[Any] | tuple[Any, ...], spec: type[FaultSpec]) -> tuple[FaultSpec, ...]:
+def _placed(faults: list[Any] | tuple[Any, ...], spec: type[FaultSpec], context: Any) -> tuple[FaultSpec, ...]:
     """Validate faults so that an error names its place as ``faults.0.where``."""
 
     class Faults(BaseModel):
         faults: tuple[spec, ...]  # type: ignore[valid-type]
 
-    return Faults.model_validate({"faults": list(faults)}).faults
+    return Faults.model_validate({"faults": list(faults)}, context=context).faults

@@ -23,7 +23,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
@@ -194,12 +194,13 @@ class ErrorModel(FaultModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _from_file(cls, data: Any) -> Any:
+    def _from_file(cls, data: Any, info: ValidationInfo) -> Any:
         if isinstance(data, dict) and "file" in data:
             extra = sorted(set(data) - {"file", "kind", "output_shape"})
             if extra:
                 raise ValueError(f"file: stands for the whole model; leave out {', '.join(extra)}")
-            return _content(Path(data["file"]), data.get("output_shape"))
+            folder = (info.context or {}).get("folder", Path())
+            return _content(folder / data["file"], data.get("output_shape"))
         return data
 
     @model_validator(mode="after")
