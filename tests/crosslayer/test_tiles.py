@@ -158,6 +158,85 @@ def test_stuck_at_faults_equal_the_stream(dataflow: str, kind: str, level: str) 
     same(array.errors(mapping, a, b, image, rows), plain)
 
 
+PLACES = {
+    "corner": ["row[0].column[0].pe"],
+    "last": ["row[2].column[1].pe"],
+    "west_edge": ["row[1].column[0].pe"],
+    "all": [f"row[{i}].column[{j}].pe" for i in range(3) for j in range(2)],
+}
+
+
+def stuck_in(array: ArraySimulator, instances: list[str], kind: Any, count: int) -> np.ndarray:
+    """Stuck-at faults at random places of some instances that last longer than any stream."""
+    groups = [group for group in array.sites.groups(kind).values() if group.instance in instances]
+    assert len(groups) >= len(instances)
+    generator = np.random.default_rng(4)
+    rows = rows_at(groups, count, generator)
+    rows["a"] = ~rows["x"]
+    rows["x"] *= generator.integers(0, 2, count, np.uint64)
+    rows["off"] = 1 << 20
+    return rows
+
+
+@pytest.mark.parametrize("dataflow", ARRAYS)
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize(
+    ("kind", "level", "count"),
+    [("nets", "gate", 40), ("pins", "gate", 600), ("flip_flops", "gate", 40), ("flip_flops", "word", 150)],
+)
+def test_stuck_in_one_element_through_many_tiles(dataflow: str, place: str, kind: Any, level: str, count: int) -> None:
+    array = simulator(dataflow, level=level)
+    mapping, a, b = layer(array, (20, 9, 10))
+    rows = stuck_in(array, PLACES[place], kind, count)
+    rows["on"][::3] = np.random.default_rng(3).integers(0, array.cycles(mapping), len(rows[::3]))
+    image = np.random.default_rng(2).integers(0, 3, count)
+    plain = array.stream(mapping, a, b, image, rows)
+    assert len(plain.fault) > 200
+    same(array.errors(mapping, a, b, image, rows), plain)
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 40])
+@pytest.mark.parametrize("sizes", [(1, 1, 1), (6, 1, 4), (9, 3, 4), (60, 4, 12)])
+def test_parts_of_the_stream_side_by_side(count: int, sizes: tuple[int, int, int]) -> None:
+    array = simulator("output_stationary")
+    mapping, a, b = layer(array, sizes)
+    rows = stuck(array, array.cycles(mapping), count)
+    image = np.random.default_rng(2).integers(0, 3, count)
+    same(array.errors(mapping, a, b, image, rows), array.stream(mapping, a, b, image, rows))
+
+
+def test_state_that_a_fault_keeps_from_settling() -> None:
+    """A sum that is never cleared goes from tile to tile, so that parts of the stream cannot begin anywhere."""
+    array = simulator("output_stationary")
+    mapping, a, b = layer(array, (30, 4, 8))
+    rows = np.zeros(2, ROW)
+    slots = [slot.name for slot in array.simulator.design.slots]
+    rows["fault"] = 0
+    rows["place"] = [slots.index(f"row[2].column[1].pe.{name}") for name in ("clear", "drain")]
+    rows["off"] = 1 << 20
+    image = np.array([1])
+    plain = array.stream(mapping, a, b, image, rows)
+    same(array.errors(mapping, a, b, image, rows), plain)
+    assert set(plain.column.tolist()) == {1, 3, 5, 7}
+
+
+@pytest.mark.parametrize("level", ["word", "gate"])
+def test_cones_are_columns(level: str) -> None:
+    """Sums and B stay in their column; A and the controls of column 0 reach all, those of the last only theirs."""
+    array = simulator("output_stationary", level=level)
+    mapping, _, _ = layer(array, (7, 5, 5))
+    cones = array._plan(array._shape(mapping)).cones
+    reached: dict[str, set[int]] = {}
+    for slot, groups in zip(array.simulator.design.slots, cones.fan_in.T, strict=True):
+        if slot.kind == "state":
+            reached.setdefault(slot.name, set()).add(int(groups.sum()))
+    assert cones.fan_in.shape[0] == 2
+    for name, counts in reached.items():
+        register = name.rsplit(".", 1)[1].split("[")[0]
+        spreads = register in ("a", "valid", "clear", "drain") and "column[0]" in name
+        assert counts == {2 if spreads else 1}, name
+
+
 @pytest.mark.parametrize("dataflow", ARRAYS)
 @pytest.mark.parametrize("way", ["delay_rise", "delay_fall", "delay", "hold"])
 def test_late_and_open_nets_equal_the_stream(dataflow: str, way: str) -> None:

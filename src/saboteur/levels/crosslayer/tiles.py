@@ -16,12 +16,15 @@ from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import connected_components
 
 from saboteur.errors import FaultError, TargetError
 from saboteur.levels.crosslayer.arrays import ArrayAdapter, ShippedArray, learn
 from saboteur.levels.crosslayer.mapping import Mapping
 from saboteur.levels.hardware import designs
 from saboteur.levels.hardware.compile import lane_bytes
+from saboteur.levels.hardware.cones import Cones
 from saboteur.levels.hardware.designs import TileShape
 from saboteur.levels.hardware.importing import Level, read_verilog
 from saboteur.levels.hardware.netlist import Design, Pieces
@@ -34,6 +37,10 @@ _MARGINS = (2, 4, 8, 16, 32, 64)
 _TRIED_LANES = 64
 _WINDOWS_AT_ONCE = 8192
 _BYTES_AT_ONCE = 1 << 28
+_RUN_SHARE = 0.05
+"""What a chunk takes in any period beside its nodes; all nodes take 1."""
+_CHUNK_SHARE = 0.03
+"""What a chunk takes beside its periods; all periods of a stream take 1."""
 
 
 @dataclass(frozen=True)
@@ -213,6 +220,7 @@ class _Plan:
         self.tables = self._tables()
         self.windows = Windows(simulator, self.tables)
         self.settles = self._settles()
+        self._needed: dict[bytes, tuple[NDArray[np.int32], float]] = {}
 
     @property
     def total(self) -> int:
@@ -224,6 +232,48 @@ class _Plan:
         """Cycles from the start of a fault's period to the end of its window: then results are out, states settled."""
         after = self.settles if self.settles <= 2 * self.schedule.interval else 0
         return self.schedule.interval + max(after, self.schedule.flush)
+
+    @property
+    def lead(self) -> int | None:
+        """Periods from which on fault-free machines are in the same state, whatever they began in; None: too many."""
+        interval = self.schedule.interval
+        return -(-self.settles // interval) if self.settles <= _LONGEST_MEMORY * interval < self.total else None
+
+    @cached_property
+    def _group_of_keep(self) -> NDArray[np.int64]:
+        """Keeps whose slots hold parts of the same elements are in one group."""
+        tables = self.tables
+        slots, slot = np.unique(tables.keep_slots, return_inverse=True)
+        each = np.repeat(slot, np.diff(tables.piece_first))
+        places = tables.pieces["row"].astype(np.int64) * self.shape.n + tables.pieces["column"]
+        elements, element = np.unique(places, return_inverse=True)
+        size = len(slots) + len(elements)
+        links = csr_array((np.ones(len(each), np.int8), (each, len(slots) + element)), (size, size))
+        return connected_components(links, directed=False)[1][slot].astype(np.int64)
+
+    @cached_property
+    def cones(self) -> Cones:
+        """What reaches which groups of keeps."""
+        group, slots = self._group_of_keep, self.tables.keep_slots
+        return Cones(self.simulator, [np.unique(slots[group == number]) for number in range(group.max() + 1)])
+
+    def results_in(self, groups: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """[keeps]: which are in these groups."""
+        return groups[self._group_of_keep]
+
+    def nodes(self, groups: NDArray[np.bool_]) -> NDArray[np.int32]:
+        """The nodes that must be computed for these groups of results."""
+        return self._shared(groups)[0]
+
+    def share(self, groups: NDArray[np.bool_]) -> float:
+        """Which share of the array's cells they have."""
+        return self._shared(groups)[1]
+
+    def _shared(self, groups: NDArray[np.bool_]) -> tuple[NDArray[np.int32], float]:
+        key = groups.tobytes()
+        if key not in self._needed:
+            self._needed[key] = self.cones.nodes(groups), self.cones.share(groups)
+        return self._needed[key]
 
     def _tables(self) -> Tables:
         schedule, design = self.schedule, self.simulator.design
@@ -519,32 +569,170 @@ class _Stream:
 
     def lasting(self, a: NDArray, b: NDArray, image: NDArray[np.int64]) -> list[tuple[NDArray, ...]]:
         """Errors of the other faults: each has ``image`` of the operands a and b."""
-        plan, layer = self._plan, self._layer
+        layer = self._layer
         images, golden_of = np.unique(image[self._long], return_inverse=True)
         golden = _products(a[images], b if len(b) == 1 else b[images])
-        found = []
-        chunk_rows = self._chunked(self._long, np.zeros(len(self._long), np.int64))
+        which = np.zeros(len(self._image), np.int64)
+        which[self._long] = golden_of
         sums = np.zeros((layer.rows, layer.columns, self._lanes), np.uint64)
-        for number, first in enumerate(range(0, len(self._long), self._lanes)):
-            faults = self._long[first : first + self._lanes]
-            nowhere = np.zeros(len(faults), np.int64)
-            sums.fill(0)
-            chunk = Chunk(
-                image=self._image[faults],
-                period=nowhere,
-                first=0,
-                cycles=plan.total,
-                start=plan.power_on,
-                start_of=nowhere,
-                rows=chunk_rows[number],
-                sums=sums,
-            )
-            plan.windows.run(chunk)
-            mine = golden_of[first : first + self._lanes]
-            changed = plan.windows.changed(sums, golden, mine, plan.array.acc_width)
-            row, column = np.divmod(changed["output"], layer.columns)
-            found.append((faults[changed["fault"]], row, column, changed["value"].view(np.int64)))
+        found = []
+        for bundle in self._bundles():
+            changed, again = self._run(bundle, golden, which, sums)
+            found.append(changed)
+            if len(again):
+                found.append(self._run(_Bundle(bundle.reached, again, False), golden, which, sums)[0])
         return found
+
+    def _bundles(self) -> list[_Bundle]:
+        """The faults that can change a result, in the chunks that are expected to take the least time."""
+        cones = self._plan.cones
+        rows = self._rows[np.isin(self._rows["fault"], self._long)]
+        reached = np.zeros((len(self._image), len(cones.fan_in)), np.bool_)
+        np.logical_or.at(reached, rows["fault"], cones.reached(rows))
+        cuts = np.full(len(self._image), self._plan.lead is not None)
+        elsewhere = rows["fault"][rows["way"] != 0]
+        reached[elsewhere], cuts[elsewhere] = True, False
+        faults = self._long[reached[self._long].any(axis=1)]
+        if not len(faults):
+            return []
+        keys, kind = np.unique(np.column_stack([reached[faults], cuts[faults]]), axis=0, return_inverse=True)
+        bundles, rest = [], []
+        for number, key in enumerate(keys):
+            mine = faults[kind == number]
+            whole = len(mine) // self._lanes * self._lanes
+            each = [mine[first : first + self._lanes] for first in range(0, len(mine), self._lanes)]
+            some = [_Bundle(key[:-1], part, bool(key[-1])) for part in each]
+            bundles += some[: whole // self._lanes]
+            rest += some[whole // self._lanes :]
+        return bundles + self._merged(rest)
+
+    def _merged(self, bundles: list[_Bundle]) -> list[_Bundle]:
+        """Put together what takes less time together: the fullest first, each where it costs least."""
+        merged: list[_Bundle] = []
+        for bundle in sorted(bundles, key=lambda bundle: -len(bundle.faults)):
+            costs = [self._cost(other.with_(bundle)) - self._cost(other) for other in merged]
+            best = int(np.argmin(costs)) if costs else 0
+            if costs and costs[best] < self._cost(bundle):
+                merged[best] = merged[best].with_(bundle)
+            else:
+                merged.append(bundle)
+        return merged
+
+    def _cost(self, bundle: _Bundle) -> float:
+        if len(bundle.faults) > self._lanes:
+            return np.inf
+        return (self._plan.share(bundle.reached) + _RUN_SHARE) * self._cut(bundle)[1] + _CHUNK_SHARE * self._periods
+
+    @property
+    def _periods(self) -> int:
+        return -(-self._plan.total // self._interval)
+
+    def _cut(self, bundle: _Bundle) -> tuple[int, int, int]:
+        """Into how many parts of the stream its machines are cut, how long each is, how much of it is no result's."""
+        lead = self._plan.lead or 0
+        most = self._lanes // len(bundle.faults)
+        if not bundle.cuts or most < 2 or self._periods <= lead + 1:
+            return 1, self._periods, 0
+        each = -(-(self._periods - lead) // most)
+        return -(-(self._periods - lead) // each), lead + each, lead
+
+    def _run(
+        self, bundle: _Bundle, golden: NDArray[np.int64], golden_of: NDArray[np.int64], sums: NDArray[np.uint64]
+    ) -> tuple[tuple[NDArray, ...], NDArray[np.int64]]:
+        """Run a chunk of faults, each in as many lanes as the stream has parts.
+
+        Part j of the stream begins at period j × each in the state after power-on, in which it is not, and is counted
+        from ``lead`` periods later on, when it should be in the state in which part j − 1 ends. Where all parts are,
+        they are, one after the other, what one machine does.
+
+        Returns:
+            Columns of errors; the faults of which some part was in another state.
+        """
+        plan, layer, interval, cones = self._plan, self._layer, self._interval, self._plan.cones
+        faults, (parts, length, lead) = bundle.faults, self._cut(bundle)
+        lanes = len(faults) * parts
+        part = np.tile(np.arange(parts), len(faults))
+        of = np.repeat(np.arange(len(faults)), parts)
+        period = part * (length - lead)
+        cycles = length * interval if parts > 1 else plan.total
+        needed = cones.slots(bundle.reached)
+        counted = plan.results_in(bundle.reached)
+        joints = np.flatnonzero(part > 0)
+        snapshots = np.zeros(2 * len(joints), SNAPSHOT)
+        snapshots["cycle"] = np.repeat([lead * interval, cycles], len(joints))
+        snapshots["lane"], snapshots["to"] = np.concatenate([joints, joints - 1]), np.arange(2 * len(joints))
+        states = np.empty((2, len(joints), plan.windows.state_words), plan.simulator.golden_type)
+        sums.fill(0)
+        plan.windows.run(
+            Chunk(
+                image=self._image[faults][of],
+                period=period,
+                first=0,
+                cycles=cycles,
+                start=plan.power_on,
+                start_of=np.zeros(lanes, np.int64),
+                rows=self._rows_in(faults, parts, period * interval, cycles),
+                snapshots=snapshots,
+                states=states,
+                sums=sums,
+                nodes=plan.nodes(bundle.reached),
+                fields=np.array([needed[wires["slot"]].any() for wires in plan.tables.wires]),
+                counted=counted,
+                add_from=np.where(part > 0, lead, 0) if parts > 1 else None,
+                add_to=of if parts > 1 else None,
+            )
+        )
+        differs = (states[0] != states[1])[:, np.flatnonzero(needed[plan.simulator.design.states])].any(axis=1)
+        wrong = np.zeros(len(faults), np.bool_)
+        wrong[of[joints[differs]]] = True
+        compared = self._elements_of(counted)
+        changed = plan.windows.changed(sums, golden, golden_of[faults], plan.array.acc_width, compared)
+        changed = changed[~wrong[changed["fault"]]]
+        row, column = np.divmod(changed["output"], layer.columns)
+        return (faults[changed["fault"]], row, column, changed["value"].view(np.int64)), faults[wrong]
+
+    def _rows_in(self, faults: NDArray[np.int64], parts: int, begin: NDArray[np.int64], cycles: int) -> NDArray:
+        """The rows of each lane in turn, ``parts`` a fault; cycles since ``begin`` of the lane."""
+        place = np.full(len(self._image), -1)
+        place[faults] = np.arange(len(faults))
+        mine = self._rows[place[self._rows["fault"]] >= 0]
+        rows = np.repeat(mine, parts)
+        lane = np.repeat(place[mine["fault"]], parts) * parts + np.tile(np.arange(parts), len(mine))
+        on, off = rows["on"] - begin[lane], rows["off"] - begin[lane]
+        rows["fault"], rows["on"], rows["off"] = lane, np.maximum(on, 0), off
+        rows = rows[(off > 0) & (on < cycles)]
+        return rows[np.lexsort((rows["place"], rows["on"]))]
+
+    def _elements_of(self, counted: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """[rows, columns]: the elements of C that these keeps hold."""
+        tables, layer = self._plan.tables, self._layer
+        pieces = tables.pieces[np.repeat(counted, np.diff(tables.piece_first))]
+        spots = np.unique(pieces[["row", "column"]])
+        row = layer.first_row[:, None] + spots["row"]
+        column = layer.first_column[:, None] + spots["column"]
+        inside = (row < layer.rows) & (column < layer.columns)
+        found = np.zeros((layer.rows, layer.columns), np.bool_)
+        found[row[inside], column[inside]] = True
+        return found
+
+
+@dataclass(frozen=True, eq=False)
+class _Bundle:
+    """Faults that run side by side.
+
+    Attributes:
+        reached: [groups]: which results they can change.
+        faults: [at most as many as there are lanes].
+        cuts: whether a machine of theirs may be several, each for a part of the stream.
+    """
+
+    reached: NDArray[np.bool_]
+    faults: NDArray[np.int64]
+    cuts: bool
+
+    def with_(self, other: _Bundle) -> _Bundle:
+        faults = np.concatenate([self.faults, other.faults])
+        return _Bundle(self.reached | other.reached, faults, self.cuts and other.cuts)
 
 
 class _Golden:

@@ -506,9 +506,10 @@ static void mask_read(Machine *m, int n, int par) {
 
 /* -- every node in every cycle ----------------------------------------------------------------------------------- */
 
-/* The cycle t up to its end: what faults do in it, and all nodes; memory [memories] -> [words][lanes]. Rows of fault f
- * act in lane f. */
-static void run_cycle(Machine *m, int t, int par, int lanes, int rows, const Row *row, u64 **memory) {
+/* The cycle t up to its end: what faults do in it, and the nodes in `list`, all if NULL; memory [memories] ->
+ * [words][lanes]. Rows of fault f act in lane f. */
+static void run_cycle(Machine *m, int t, int par, int lanes, int rows, const Row *row, u64 **memory, int nodes,
+                      const int32_t *list) {
     int bridges = 0;
     for (int r = 0; r < rows; r++) {
         const Row *f = row + r;
@@ -528,7 +529,8 @@ static void run_cycle(Machine *m, int t, int par, int lanes, int rows, const Row
         }
     }
     for (int pass = 0, again = 1; again && pass < BRIDGE_PASSES; pass++) {
-        for (int n = 0; n < m->nodes; n++) {
+        for (int k = 0; k < nodes; k++) {
+            const int n = list ? list[k] : k;
             Node *node = m->node + n;
             if (node->type == SLICE) run_slice(m, n, par);
             else if (node->type == GLUE) glue(m, node, par);
@@ -574,7 +576,7 @@ void run_plain(Machine *m, int lanes, int cycles, int inputs, const int32_t *inp
             memcpy(m->value[par][s], input, size);
             input += size;
         }
-        run_cycle(m, t, par, lanes, rows, row, memory);
+        run_cycle(m, t, par, lanes, rows, row, memory, m->nodes, NULL);
         if (t < cycles) write_memories(m, par, lanes, memory);
         if (trace)
             for (int k = 0; k < kept; k++)

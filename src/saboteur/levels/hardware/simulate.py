@@ -382,11 +382,17 @@ class Simulator:
         return self._differences(count)
 
     def changed_sums(
-        self, sums: NDArray[np.uint64], golden: NDArray[np.int64], image: NDArray[np.int32], width: int
+        self,
+        sums: NDArray[np.uint64],
+        golden: NDArray[np.int64],
+        image: NDArray[np.int32],
+        width: int,
+        compared: NDArray[np.bool_],
     ) -> NDArray:
         """Sums that are not the golden ones, of dtype DIFFERENCE (see ``windows.c``)."""
         machine, elements = ctypes.c_void_p(self._machine), sums.size // self.lanes
-        count = self._runtime.changed_sums(machine, len(image), elements, width, _at(sums), _at(golden), _at(image))
+        columns = (_at(column) for column in (sums, golden, image, compared))
+        count = self._runtime.changed_sums(machine, len(image), elements, width, *columns)
         return self._differences(count)
 
     def _differences(self, count: int) -> NDArray:

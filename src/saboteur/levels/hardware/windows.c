@@ -32,7 +32,7 @@ typedef struct {
 
 /* `lanes` machines that begin in phase `first` of period[lane], and run for `cycles`. */
 typedef struct {
-    int32_t lanes, first, cycles, rows, snapshots, unused;
+    int32_t lanes, first, cycles, rows, snapshots, nodes;
     const int32_t *image, *period;
     const golden_t *start;             /* states */
     const int64_t *start_of;           /* [lanes], index of a state */
@@ -46,6 +46,10 @@ typedef struct {
     const golden_t *end;               /* states of the fault-free run at the end, or NULL */
     const int64_t *end_of;             /* [lanes]; -1: not compared */
     uint8_t *differs;                  /* [lanes]: state at the end */
+    const int32_t *node;               /* [nodes]: those that are computed, in order; NULL: all */
+    const uint8_t *counted;            /* [keeps]: which of them are added up; NULL: all */
+    const int32_t *add_from, *add_to;  /* [lanes]: the step from which results are added up, and in which column of sums;
+                                        * NULL: all, in the column of the lane, and all lanes are in one period */
 } Chunk;
 
 #if GATE
@@ -90,13 +94,13 @@ static void planes(char *out, const char *word, int width) {
 }
 #endif
 
-/* Eight words of all lanes, side by side, from `at` bytes behind each lane's source. */
-static void interleave(char *out, const char *const *source, int64_t at, int bytes, int width) {
+/* Eight words of so many lanes, side by side, from `at` bytes behind each lane's source. */
+static void interleave(char *out, const char *const *source, int64_t at, int bytes, int width, int lanes) {
 #if GATE
     char row[8][LANES] __attribute__((aligned(64)));
 #endif
     if (bytes == 1) {
-        for (int l = 0; l < LANES; l += 8) {
+        for (int l = 0; l < lanes; l += 8) {
             u64 x[8];
             for (int k = 0; k < 8; k++) memcpy(x + k, source[l + k] + at, 8);
             transpose8(x);
@@ -112,7 +116,7 @@ static void interleave(char *out, const char *const *source, int64_t at, int byt
         return;
     }
     for (int k = 0; k < 8; k++)
-        for (int l = 0; l < LANES; l++) {
+        for (int l = 0; l < lanes; l++) {
             u64 x = 0;
             memcpy(&x, source[l] + at + bytes * k, bytes);
 #if GATE
@@ -145,7 +149,7 @@ static void fetch(const Stream *s, const Chunk *c, int step, int low, int high, 
                 }
             const char *const *from = g < s->a_groups ? a : b;
             int64_t at = 8ll * s->bytes * (g < s->a_groups ? g : g - s->a_groups);
-            interleave(operands[back] + (int64_t)8 * g * row, from, at, s->bytes, s->width);
+            interleave(operands[back] + (int64_t)8 * g * row, from, at, s->bytes, s->width, c->lanes);
         }
     }
 }
@@ -257,6 +261,15 @@ static void add_up(Machine *m, const Stream *s, const Chunk *c, int par, int ste
     int slot = s->keep_slot[keep];
     for (int k = s->piece_first[keep]; k < s->piece_first[keep + 1]; k++) {
         const Piece *p = s->piece + k;
+        for (int l = 0; c->add_to && l < c->lanes; l++) {
+            int tile = c->period[l] + step - p->back;
+            if (step < c->add_from[l] || tile < 0 || tile >= s->tiles) continue;
+            int row = s->first_row[tile] + p->row, column = s->first_column[tile] + p->column;
+            if (row < s->rows_of_c && column < s->columns)
+                c->sums[((int64_t)row * s->columns + column) * LANES + c->add_to[l]] +=
+                    (get(m->value[par][slot], m->bytes[slot], l) >> p->low & p->ones) << p->to;
+        }
+        if (c->add_to) continue;
         int tile = c->period[0] + step - p->back;
         if (tile < 0 || tile >= s->tiles) continue;
         int row = s->first_row[tile] + p->row, column = s->first_column[tile] + p->column;
@@ -279,7 +292,7 @@ static void keep_results(Machine *m, const Stream *s, const Chunk *c, int par, i
         int slot = s->keep_slot[k], bytes = m->bytes[slot];
         const char *v = m->value[par][slot];
         const int64_t at = (int64_t)step * s->row + k;
-        if (c->sums) add_up(m, s, c, par, step, k);
+        if (c->sums && (!c->counted || c->counted[k])) add_up(m, s, c, par, step, k);
 #if GATE
 #define DO(T) DO_GET((golden_t)get(v, bytes, l))
 #else
@@ -296,17 +309,17 @@ static void keep_results(Machine *m, const Stream *s, const Chunk *c, int par, i
     }
 }
 
-/* Sums [elements][LANES] that are not the golden ones [images][elements], modulo 2 ** width: fault is the lane, output
- * the element, value the difference. */
+/* Sums [elements][LANES] that are not the golden ones [images][elements], modulo 2 ** width, where compared [elements]:
+ * fault is the lane, output the element, value the difference. */
 int64_t changed_sums(Machine *m, int lanes, int elements, int width, const u64 *sums, const int64_t *golden,
-                     const int32_t *image) {
+                     const int32_t *image, const uint8_t *compared) {
     enum { TOGETHER = 8 };
     m->differences = 0;
     for (int first = 0; first < elements; first += TOGETHER)
         for (int l = 0; l < lanes; l++)
             for (int e = first; e < elements && e < first + TOGETHER; e++) {
                 u64 delta = sums[(int64_t)e * LANES + l] - (u64)golden[(int64_t)image[l] * elements + e];
-                if (delta << (64 - width)) emit(m, l, 0, e, delta);
+                if (compared[e] && delta << (64 - width)) emit(m, l, 0, e, delta);
             }
     return m->differences;
 }
@@ -387,7 +400,7 @@ int64_t run_window(Machine *m, const Stream *s, const Chunk *c, u64 **memory) {
             else acting[active++] = *r;
         }
         forcing = force_slots(forced, forcing, t, par, in);
-        run_cycle(m, t, par, c->lanes, active, acting, memory);
+        run_cycle(m, t, par, c->lanes, active, acting, memory, c->node ? c->nodes : m->nodes, c->node);
         write_memories(m, par, c->lanes, memory);
         keep_results(m, s, c, par, step, phase);
         int kept = 0;

@@ -116,6 +116,12 @@ class Chunk:
         sums: uint64 [rows, columns, lanes of the simulator]: elements of C are added up here.
         end: [states, words]: states to compare with at the end.
         end_of: [lanes]: which of them; −1 for none.
+        nodes: those that are computed, in order; all if absent.
+        fields: [fields]: which of the inputs are wanted; all if absent.
+        counted: [keeps]: which results are added up; all if absent.
+        add_from: [lanes]: the period since the lane's first from which results are added up. All lanes are in the same
+            period if absent.
+        add_to: [lanes]: in which column of ``sums``.
     """
 
     image: Integers
@@ -133,6 +139,11 @@ class Chunk:
     sums: NDArray[np.uint64] | None = None
     end: NDArray | None = None
     end_of: Integers | None = None
+    nodes: NDArray[np.int32] | None = None
+    fields: NDArray[np.bool_] | None = None
+    counted: NDArray[np.bool_] | None = None
+    add_from: Integers | None = None
+    add_to: Integers | None = None
 
 
 class Windows:
@@ -157,14 +168,12 @@ class Windows:
         stream.row, stream.a_groups = t.kept_row, t.a_words // GROUP
         patches, first = self._patches()
         keep_first = np.searchsorted(t.keep_phase, np.arange(t.interval + 1))
-        uses = self._uses()
+        self._shown: bytes | None = None
+        self._show(None)
         self._point(
             input_slot=t.input_slots.astype(np.int32),
             constant=t.constants[t.middle],
-            back=t.back.astype(np.int32),
             word=t.word.astype(np.int32),
-            first_use=uses[0],
-            last_use=uses[1],
             wire_first=np.cumsum([0, *(len(wires) for wires in t.wires)]).astype(np.int32),
             wire=np.concatenate(t.wires),
             patch_first=first,
@@ -190,14 +199,24 @@ class Windows:
         bounds = np.arange(t.references)[:, None] * t.interval + np.arange(t.interval + 1)
         return patches, np.searchsorted(period * t.interval + phase, bounds).astype(np.int32)
 
-    def _uses(self) -> NDArray[np.int32]:
+    def _show(self, fields: NDArray[np.bool_] | None) -> None:
+        """Put operands on these fields only; on all if absent."""
+        every = np.ones(self._tables.back.shape[1], np.bool_)
+        fields = every if fields is None else fields
+        if self._shown != fields.tobytes():
+            self._shown = fields.tobytes()
+            back = np.where(fields, self._tables.back, -1).astype(np.int32)
+            uses = self._uses(back)
+            self._point(back=back, first_use=uses[0], last_use=uses[1])
+
+    def _uses(self, back: NDArray[np.int32]) -> NDArray[np.int32]:
         """First and last phase in which each group of words is on an input: [2, backs, groups]."""
         t = self._tables
         groups = t.words // GROUP
         uses = np.zeros((2, t.spill + 1, groups), np.int32)
         uses[0], uses[1] = t.interval, -1
-        phase, which = np.nonzero(t.back >= 0)
-        at = t.back[phase, which], t.word[phase, which] // GROUP
+        phase, which = np.nonzero(back >= 0)
+        at = back[phase, which], t.word[phase, which] // GROUP
         np.minimum.at(uses[0], at, phase)
         np.maximum.at(uses[1], at, phase)
         return uses
@@ -245,15 +264,28 @@ class Windows:
             "end": chunk.end,
             "end_of": None if chunk.end_of is None else np.ascontiguousarray(chunk.end_of, np.int64),
             "differs": differs,
+            "node": chunk.nodes,
+            "counted": chunk.counted,
+            "add_from": None if chunk.add_from is None else np.ascontiguousarray(chunk.add_from, np.int32),
+            "add_to": None if chunk.add_to is None else np.ascontiguousarray(chunk.add_to, np.int32),
         }
-        given = _Chunk(lanes, chunk.first, chunk.cycles, len(chunk.rows), len(chunk.snapshots))
+        nodes = 0 if chunk.nodes is None else len(chunk.nodes)
+        given = _Chunk(lanes, chunk.first, chunk.cycles, len(chunk.rows), len(chunk.snapshots), nodes)
+        self._show(chunk.fields)
         for name, array in columns.items():
             if array is not None:
                 setattr(given, name, array.ctypes.data)
         memories = [np.zeros((memory.words, lanes), np.uint64) for memory in simulator.design.memories]
         return simulator.run_window(self._stream, given, chunk.rows, memories), differs
 
-    def changed(self, sums: NDArray[np.uint64], golden: NDArray[np.int64], image: Integers, width: int) -> NDArray:
+    def changed(
+        self,
+        sums: NDArray[np.uint64],
+        golden: NDArray[np.int64],
+        image: Integers,
+        width: int,
+        compared: NDArray[np.bool_],
+    ) -> NDArray:
         """Elements of C that differ from the golden ones modulo 2 ** ``width``.
 
         Args:
@@ -261,11 +293,13 @@ class Windows:
             golden: [images, rows, columns].
             image: [lanes], index into ``golden``.
             width: of a sum in bits.
+            compared: [rows, columns]: which elements are compared.
 
         Returns:
             Rows of DIFFERENCE: ``fault`` is the lane, ``output`` the element counted flat, ``value`` the difference.
         """
-        return self._simulator.changed_sums(sums, golden, np.ascontiguousarray(image, np.int32), width)
+        image = np.ascontiguousarray(image, np.int32)
+        return self._simulator.changed_sums(sums, golden, image, width, np.ascontiguousarray(compared))
 
 
 class _Stream(ctypes.Structure):
@@ -295,12 +329,12 @@ class _Chunk(ctypes.Structure):
     """``Chunk`` of windows.c."""
 
     _fields_ = [
-        *((name, ctypes.c_int32) for name in ("lanes", "first", "cycles", "rows", "snapshots", "unused")),
+        *((name, ctypes.c_int32) for name in ("lanes", "first", "cycles", "rows", "snapshots", "nodes")),
         *(
             (name, ctypes.c_void_p)
             for name in (
                 *("image", "period", "start", "start_of", "row", "snapshot", "state", "kept", "golden", "kept_of"),
-                *("sums", "end", "end_of", "differs"),
+                *("sums", "end", "end_of", "differs", "node", "counted", "add_from", "add_to"),
             )
         ),
     ]
