@@ -37,6 +37,7 @@ _MARGINS = (2, 4, 8, 16, 32, 64)
 _TRIED_LANES = 64
 _WINDOWS_AT_ONCE = 8192
 _BYTES_AT_ONCE = 1 << 28
+_ACTS = ["kind", "place", "offset", "word", "a", "x"]
 _RUN_SHARE = 0.05
 """What a chunk takes in any period beside its nodes; all nodes take 1."""
 _CHUNK_SHARE = 0.03
@@ -220,6 +221,8 @@ class _Plan:
         self.tables = self._tables()
         self.windows = Windows(simulator, self.tables)
         self.settles = self._settles()
+        self.unsettled: set[tuple[int, ...]] = set()
+        """Faults, as they act, in which parts of the stream were found to begin in the wrong state."""
         self._needed: dict[bytes, tuple[NDArray[np.int32], float]] = {}
 
     @property
@@ -575,12 +578,15 @@ class _Stream:
         which = np.zeros(len(self._image), np.int64)
         which[self._long] = golden_of
         sums = np.zeros((layer.rows, layer.columns, self._lanes), np.uint64)
-        found = []
+        found, again = [], []
         for bundle in self._bundles():
-            changed, again = self._run(bundle, golden, which, sums)
+            changed, wrong = self._run(bundle, golden, which, sums)
             found.append(changed)
-            if len(again):
-                found.append(self._run(_Bundle(bundle.reached, again, False), golden, which, sums)[0])
+            if len(wrong):
+                again.append(_Bundle(bundle.reached, wrong, False))
+                self._plan.unsettled.update(self._rows[_ACTS][np.isin(self._rows["fault"], wrong)].tolist())
+        for bundle in self._merged(again):
+            found.append(self._run(bundle, golden, which, sums)[0])
         return found
 
     def _bundles(self) -> list[_Bundle]:
@@ -592,6 +598,8 @@ class _Stream:
         cuts = np.full(len(self._image), self._plan.lead is not None)
         elsewhere = rows["fault"][rows["way"] != 0]
         reached[elsewhere], cuts[elsewhere] = True, False
+        if self._plan.unsettled:
+            cuts[rows["fault"][[row in self._plan.unsettled for row in rows[_ACTS].tolist()]]] = False
         faults = self._long[reached[self._long].any(axis=1)]
         if not len(faults):
             return []
@@ -607,9 +615,9 @@ class _Stream:
         return bundles + self._merged(rest)
 
     def _merged(self, bundles: list[_Bundle]) -> list[_Bundle]:
-        """Put together what takes less time together: the fullest first, each where it costs least."""
+        """Put together what takes less time together: the longest and fullest first, each where it costs least."""
         merged: list[_Bundle] = []
-        for bundle in sorted(bundles, key=lambda bundle: -len(bundle.faults)):
+        for bundle in sorted(bundles, key=lambda bundle: (bundle.cuts, -len(bundle.faults))):
             costs = [self._cost(other.with_(bundle)) - self._cost(other) for other in merged]
             best = int(np.argmin(costs)) if costs else 0
             if costs and costs[best] < self._cost(bundle):
