@@ -85,6 +85,10 @@ class Chunk:
             self._rows[node] = value.contiguous(memory_format=torch.channels_last) if value.dim() == 4 else value
         return self._rows[node]
 
+    def picked(self, node: int, row: Tensor) -> Tensor:
+        """The results of ``node`` for the inputs ``row`` [n], as :meth:`rows` has them."""
+        return picked(self.rows(node), row)
+
     def adopt(self, results: Values) -> None:
         """Take fault-free results [inputs, ...] by node in the bits of runs from the middle of the graph.
 
@@ -120,3 +124,11 @@ class Chunk:
                 norms = torch.ones(len(self.inputs), dtype=torch.float64)
             self._whole_norms[node] = norms.clamp(min=1e-30)
         return self._whole_norms[node]
+
+
+def picked(values: Tensor, chosen: Tensor) -> Tensor:
+    """A copy of ``values[chosen]`` for indices ``chosen`` [n], each row of memory copied in one piece."""
+    chosen = chosen.to(values.device)
+    if values.dim() == 4 and values.is_contiguous(memory_format=torch.channels_last):
+        return values.permute(0, 2, 3, 1).index_select(0, chosen).permute(0, 3, 1, 2)
+    return values.index_select(0, chosen)

@@ -215,7 +215,7 @@ def _single_position(index: int, pairs: Pairs, source: Source, deviation: Tensor
 
 def _widened(index: int, pairs: Pairs, channel: Tensor, deviation: Tensor) -> Tensor:
     """The whole result of a node that deviates in one channel."""
-    value = pairs.chunk.rows(index)[pairs.row]
+    value = pairs.chunk.picked(index, pairs.row)
     place = torch.arange(len(pairs)), channel
     value[place] += deviation.reshape(value[place].shape)
     return value
@@ -224,7 +224,7 @@ def _widened(index: int, pairs: Pairs, channel: Tensor, deviation: Tensor) -> Te
 def _first_mixing(stage: Stage, pairs: Pairs, channel: Tensor, deviation: Tensor) -> Tensor:
     """The result of a layer stage of which one input channel deviates: fault-free plus that channel's share."""
     op = stage.mixing
-    before = pairs.chunk.rows(stage.before)[pairs.row]
+    before = pairs.chunk.picked(stage.before, pairs.row)
     if not op.spatial:
         before += op.weight[:, channel].T * deviation
         return before.relu_() if stage.rectified else before

@@ -13,13 +13,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from saboteur.levels.software.engine.bounds import Gains
-from saboteur.levels.software.engine.golden import Chunk
+from saboteur.levels.software.engine.golden import Chunk, picked
 from saboteur.levels.software.engine.graph import Graph, Values
 from saboteur.levels.software.engine.operators import Adding, Mixing, Operator, Pointwise
 from saboteur.levels.software.engine.overflow import UNKNOWN, Amplification, amplification
 from saboteur.levels.software.engine.patches import Patch, cut_out, window_after
 
-_LEAST_SHARE = 0.25
+_LEAST_SHARE = 0.5
 """Deviations are expected to shrink to no less of what they were before."""
 
 _MOST_GROWN = 16.0
@@ -198,11 +198,15 @@ class Pairs:
         return len(self.trial)
 
     def keep(self, chosen: Tensor) -> None:
-        """Let go of the others."""
+        """Let go of the others than ``chosen``, bool [pairs]."""
+        chosen = torch.nonzero(chosen).flatten()
         self.trial, self.row, self.growth = self.trial[chosen], self.row[chosen], self.growth[chosen]
         self.size = self.size[chosen]
         kept = {index: value for index, value in self.values.items() if isinstance(value, Tensor | Patch)}
-        self.values = {index: value[chosen] for index, value in kept.items()}
+        self.values = {
+            index: picked(value, chosen) if isinstance(value, Tensor) else value[chosen]
+            for index, value in kept.items()
+        }
 
     def norm(self, index: int, summed: bool = False) -> Tensor | float:
         """The norm of the result of a node where it deviates, or the largest absolute sum of a channel; else 0."""
@@ -224,13 +228,13 @@ class Pairs:
         if not graph.varies[index]:
             return self.chunk.constants[index]
         if index in self.chunk.values:
-            self.values[index] = self.chunk.rows(index)[self.row]
+            self.values[index] = self.chunk.picked(index, self.row)
             return self.values[index]
         node = graph.nodes[index]
         return graph.call(node, {source: self.value(graph, source) for source in node.inputs})
 
     def _whole(self, index: int) -> Tensor:
-        value, origin = self.chunk.rows(index)[self.row], torch.zeros_like(self.row)
+        value, origin = self.chunk.picked(index, self.row), torch.zeros_like(self.row)
         self.values[index].paste(value.permute(0, 2, 3, 1), origin, origin)
         return value
 
@@ -358,14 +362,16 @@ class Suffix:
             return
         gain, usual = self._gains.whole[cut], pairs.chunk.whole_norms(cut)[pairs.row]
         size, measured = self._taken_to_be(gain, usual, pairs)
+        places = torch.nonzero(measured).flatten()
         if isinstance(value, Patch):
             before = cut_out(pairs.chunk.padded(cut, (0, 0)), pairs.row, value.top, value.left, value.size)
             size, measured = norms((value.values - before).flatten(1)), torch.ones_like(measured)
-        elif bool(measured.all()):
-            size = _distances(value, pairs.chunk.rows(cut), pairs.row)
-        elif bool(measured.any()):
-            size[measured] = _distances(value[measured], pairs.chunk.rows(cut), pairs.row[measured])
-        pairs.size = size if bool(measured.all()) else torch.where(measured, size, pairs.size)
+        elif not len(places):
+            pairs.growth = torch.maximum(pairs.growth, size / usual)
+            return
+        else:
+            size[places] = _distances(value, pairs.chunk.rows(cut), pairs.row, places)
+        pairs.size = torch.where(measured, size, pairs.size)
         bound = torch.where(size == 0, 0.0, torch.where(measured, size * gain, math.inf))
         decide(pairs, Deviation(bound, size / usual, {cut: size}, "whole", torch.zeros_like(bound)))
 
@@ -373,7 +379,7 @@ class Suffix:
     def _taken_to_be(gain: float, usual: Tensor, pairs: Pairs) -> tuple[Tensor, Tensor]:
         """What deviations are taken to be where they are not measured, and which are, as it may decide or count.
 
-        One is not worth it that decides nothing even if it has shrunk to a quarter; nor does it add to what rounding
+        One is not worth it that decides nothing even if it has shrunk to half; nor does it add to what rounding
         may do as long as it is small.
         """
         if pairs.radius is None:
@@ -430,14 +436,15 @@ def overflowing(relative: Tensor, largest: Tensor) -> Deviation:
     return Deviation(torch.full_like(relative, math.inf), relative, {}, "whole", largest)
 
 
-def _distances(values: Tensor, fault_free: Tensor, row: Tensor) -> Tensor:
-    """The Euclidean distance of each of ``values`` [n, ...] from ``fault_free[row]``: float64 [n]."""
-    values, fault_free = _channels_last(values), _channels_last(fault_free)
+def _distances(values: Tensor, fault_free: Tensor, row: Tensor, places: Tensor) -> Tensor:
+    """The Euclidean distance of ``values[places]`` [n, ...] from ``fault_free[row[places]]``: float64 [n]."""
     some = max(1, _CACHED_BYTES // max(1, values[0].nbytes))
     sizes = []
-    for first in range(0, len(values), some):
-        deviation = fault_free[row[first : first + some]].sub_(values[first : first + some])
-        sizes.append(norms(deviation.flatten(1)))
+    for first in range(0, len(places), some):
+        part = places[first : first + some]
+        deviation = picked(fault_free, row[part])
+        deviation.sub_(values if len(part) == len(values) else picked(values, part))
+        sizes.append(norms(_channels_last(deviation).flatten(1)))
     return torch.cat(sizes)
 
 
