@@ -17,8 +17,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from saboteur.errors import FaultError, near
-from saboteur.faults import draws
-from saboteur.faults.models import FaultModel
 from saboteur.faults.space import Faults, FaultSpace, Region
 from saboteur.levels.crosslayer.architecture import Architecture, Residence
 from saboteur.levels.crosslayer.arrays import ArrayAdapter
@@ -27,16 +25,15 @@ from saboteur.levels.crosslayer.mapping import mapped
 from saboteur.levels.crosslayer.spec import AcceleratorFault, Where
 from saboteur.levels.crosslayer.tiles import ArraySimulator, Errors
 from saboteur.levels.hardware.designs import SystolicArray
+from saboteur.levels.hardware.effects import FaultTable
 from saboteur.levels.hardware.importing import Level
-from saboteur.levels.hardware.models import Bits, mask_table, masks
-from saboteur.levels.hardware.simulate import ROW
-from saboteur.levels.hardware.sites import PLACE, Group, Sites
+from saboteur.levels.hardware.models import Bits
+from saboteur.levels.hardware.sites import Group, Sites, literal
 
 ARRAY = "array"
 """The layer of permanent faults, which every layer of the network meets."""
 
 _SITES: tuple[Where, ...] = ("flip_flops", "memories", "nets", "pins")
-_CAPTURED_LANE = 211
 Part = TypeVar("Part")
 
 _INDEX = re.compile(r"\d+")
@@ -160,19 +157,6 @@ def components(sites: Sites, where: Where, rows: int, cols: int) -> dict[str, Co
     return found
 
 
-@dataclass(frozen=True)
-class _Table:
-    """A fault space as columns by region."""
-
-    places: NDArray
-    first: NDArray[np.int64]
-    transient: NDArray[np.bool_]
-    captured: NDArray[np.float64]
-    kind_of: NDArray[np.int64]
-    kinds: list[tuple[FaultModel, int]]
-    masks: list[tuple[NDArray[np.uint64], NDArray[np.uint64], int] | None]
-
-
 class HdlMachine(Machine):
     """An array in HDL, simulated at word or gate level.
 
@@ -192,7 +176,7 @@ class HdlMachine(Machine):
         self.mappings = [mapped(layer, array.dataflow, array.rows, array.cols) for layer in layers]  # type: ignore[arg-type]
         """How each layer is cut into tiles."""
         self._captured: dict[Region, float] = {}
-        self._last_table: tuple[FaultSpace, _Table] | None = None
+        self._last_table: tuple[FaultSpace, FaultTable] | None = None
         self._last_rows: tuple[FaultSpace, Faults, NDArray, NDArray[np.bool_]] | None = None
         self._found: dict[Where, dict[str, Component]] = {}
 
@@ -250,20 +234,11 @@ class HdlMachine(Machine):
                 return found
         raise FaultError(f"site: {region.site!r} is not in this array")
 
-    def _table(self, space: FaultSpace) -> _Table:
+    def _table(self, space: FaultSpace) -> FaultTable:
         if self._last_table is None or self._last_table[0] is not space:
-            parts = [self._component(region) for region in space.regions]
-            pairs = [(region.model, part.width) for region, part in zip(space.regions, parts, strict=True)]
-            kinds = list(dict.fromkeys(pairs))
-            table = _Table(
-                places=np.concatenate([part.places for part in parts]),
-                first=np.cumsum([0, *(len(part.places) for part in parts[:-1])]),
-                transient=np.array([region.duration == "transient" for region in space.regions]),
-                captured=np.array([self._captured.get(region, 1.0) for region in space.regions]),
-                kind_of=np.array([kinds.index(pair) for pair in pairs]),
-                kinds=kinds,
-                masks=[mask_table(*kind) for kind in kinds],
-            )
+            places = [self._component(region).places for region in space.regions]
+            captured = [self._captured.get(region, 1.0) for region in space.regions]
+            table = FaultTable.of(space.regions, places, captured)
             self._last_table = space, table
         return self._last_table[1]
 
@@ -276,23 +251,7 @@ class HdlMachine(Machine):
         if self._last_rows is not None and self._last_rows[0] is space and self._last_rows[1] is faults:
             return self._last_rows[2:]
         table = self._table(space)
-        rows = np.zeros(len(faults.trial), ROW)
-        places = table.places[table.first[faults.region] + faults.element]
-        for column in PLACE.names or ():
-            rows[column] = places[column]
-        transient = table.transient[faults.region]
-        rows["on"], rows["off"] = np.where(transient, faults.step, 0), np.where(transient, faults.step + 1, -1)
-        for number, (model, bits) in enumerate(table.kinds):
-            of = np.flatnonzero(table.kind_of[faults.region] == number)
-            known = table.masks[number]
-            if known is None:
-                rows["a"][of], rows["x"][of], way = masks(model, faults.variant[of], faults.drawn[of], bits)
-            else:
-                rows["a"][of], rows["x"][of], way = known[0][faults.variant[of]], known[1][faults.variant[of]], known[2]
-            if way:  # the old value is that of the cycle before
-                rows["way"][of], rows["on"][of] = way, np.maximum(rows["on"][of] - 1, 0)
-        share = table.captured[faults.region]
-        caught = (share == 1) | (draws.unit_interval(draws.words(faults.drawn, 0, _CAPTURED_LANE)) < share)
+        rows, caught = table.rows(faults, 0, -1), table.caught(faults)
         self._last_rows = space, faults, rows, caught
         return rows, caught
 
@@ -442,8 +401,3 @@ def _chosen(spec: AcceleratorFault, known: dict[str, Part]) -> list[Part]:
             raise FaultError(f"names: no {spec.where} match {pattern!r}{near(pattern, known)}")
         chosen |= matching
     return [part for name, part in known.items() if name in chosen]
-
-
-def literal(pattern: str) -> str:
-    """Brackets are part of names, not sets of characters."""
-    return pattern.replace("[", "[[]")

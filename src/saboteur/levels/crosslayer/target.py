@@ -29,11 +29,12 @@ from saboteur.faults.space import Faults, FaultSpace, Region
 from saboteur.levels.crosslayer.architecture import Architecture
 from saboteur.levels.crosslayer.arrays import ArrayAdapter
 from saboteur.levels.crosslayer.lowering import LoweredLayer, lower
-from saboteur.levels.crosslayer.machine import ARRAY, DescribedMachine, HdlMachine, Hits, Machine, literal
+from saboteur.levels.crosslayer.machine import ARRAY, DescribedMachine, HdlMachine, Hits, Machine
 from saboteur.levels.crosslayer.spec import AcceleratorFault
 from saboteur.levels.crosslayer.suffix import Call, Changes, GoldenValues, Hardware, Network, Rows
 from saboteur.levels.hardware.designs import SystolicArray
 from saboteur.levels.hardware.importing import Level
+from saboteur.levels.hardware.sites import literal
 from saboteur.levels.software.flow import Event
 from saboteur.levels.software.runner import Batch, Runner
 from saboteur.levels.software.target import SoftwareTarget

@@ -2,16 +2,106 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
-from saboteur.levels.hardware.simulate import PLACES, WAYS
+from saboteur.faults import draws
+from saboteur.faults.models import FaultModel
+from saboteur.faults.space import Faults, Region
+from saboteur.levels.hardware.models import mask_table, masks
+from saboteur.levels.hardware.simulate import PLACES, ROW, WAYS
 from saboteur.levels.hardware.sites import PLACE
 
 _APPLY, _DELAYS, _HOLD, _BRIDGE = 0, range(1, 4), WAYS.index("hold"), WAYS.index("bridge_and")
+_CAPTURED_LANE = 211
+
+
+@dataclass(frozen=True)
+class FaultTable:
+    """A fault space as columns by region, of which faults make rows.
+
+    Attributes:
+        places: of dtype PLACE, of all elements of all regions, those of a region from ``first`` on.
+        first: [regions].
+        transient: [regions].
+        captured: [regions], the share of pulses that meet the capture window; 1 for all other faults.
+        kinds: the different pairs of model and bits of a word.
+        kind_of: [regions], index into ``kinds``.
+        masks: of each kind, where they follow from the variant alone.
+    """
+
+    places: NDArray
+    first: NDArray[np.int64]
+    transient: NDArray[np.bool_]
+    captured: NDArray[np.float64]
+    kinds: list[tuple[FaultModel, int]]
+    kind_of: NDArray[np.int64]
+    masks: list[tuple[NDArray[np.uint64], NDArray[np.uint64], int] | None]
+
+    @classmethod
+    def of(cls, regions: Sequence[Region], places: Sequence[NDArray], captured: Sequence[float]) -> FaultTable:
+        """Of regions, with the places of the elements of each and the share of its pulses that is captured."""
+        pairs = [(region.model, region.format.bits) for region in regions]
+        kinds = list(dict.fromkeys(pairs))
+        number = {kind: i for i, kind in enumerate(kinds)}
+        return cls(
+            places=np.concatenate(places),
+            first=np.cumsum([0, *(len(some) for some in places[:-1])]),
+            transient=np.array([region.duration == "transient" for region in regions]),
+            captured=np.array(captured),
+            kinds=kinds,
+            kind_of=np.array([number[pair] for pair in pairs]),
+            masks=[mask_table(*kind) for kind in kinds],
+        )
+
+    def at(self, faults: Faults) -> NDArray[np.int64]:
+        """[rows]: index into ``places`` of each single fault."""
+        return self.first[faults.region] + faults.element
+
+    def caught(self, faults: Faults) -> NDArray[np.bool_]:
+        """[rows]: all single faults but the pulses that miss the capture window."""
+        share = self.captured[faults.region]
+        if (share == 1).all():
+            return np.ones(len(share), np.bool_)
+        return draws.unit_interval(draws.words(faults.drawn, 0, _CAPTURED_LANE)) < share
+
+    def rows(self, faults: Faults, first_cycle: int, end: int) -> NDArray:
+        """A row for each single fault, with ``fault`` its trial.
+
+        Args:
+            faults: the faults.
+            first_cycle: the cycle of step 0.
+            end: ``off`` of faults that stay.
+
+        Raises:
+            FaultError: when a model does not act bit by bit.
+        """
+        rows = np.zeros(len(faults.trial), ROW)
+        rows["fault"] = faults.trial
+        places = self.places[self.at(faults)]
+        for column in PLACE.names or ():
+            rows[column] = places[column]
+        transient = self.transient[faults.region]
+        on = np.where(transient, first_cycle + faults.step, 0)
+        rows["on"], rows["off"] = on, np.where(transient, on + 1, end)
+        kind_of = self.kind_of[faults.region]
+        for kind, (model, bits) in enumerate(self.kinds):
+            of = np.flatnonzero(kind_of == kind)
+            if not len(of):
+                continue
+            known = self.masks[kind]
+            if known is not None:
+                variant, way = faults.variant[of], known[2]
+                rows["a"][of], rows["x"][of] = known[0][variant], known[1][variant]
+            else:
+                rows["a"][of], rows["x"][of], way = masks(model, faults.variant[of], faults.drawn[of], bits)
+            if way:  # the old value is that of the cycle before
+                rows["way"][of], rows["on"][of] = way, on[of] if way >= _BRIDGE else np.maximum(on[of] - 1, 0)
+        return rows
 
 
 def bit_by_bit(rows: NDArray, joined: NDArray[np.uint8], at: NDArray[np.int64], places: NDArray) -> NDArray:

@@ -27,6 +27,11 @@ PLACE = np.dtype([(name, "i4") for name in ("kind", "place", "offset", "size")] 
 _BIT = re.compile(r"(.*)\[(\d+)\]$")
 
 
+def literal(pattern: str) -> str:
+    """The pattern for ``fnmatch`` in which brackets are part of a name, not sets of characters."""
+    return pattern.replace("[", "[[]")
+
+
 @dataclass(frozen=True)
 class Group:
     """Words of one width that are hit alike.

@@ -16,44 +16,36 @@ from saboteur.campaign.target import FaultSpec, Resources, Target
 from saboteur.errors import FaultError, TargetError, near
 from saboteur.faults import draws
 from saboteur.faults.formats import NumberFormat
-from saboteur.faults.models import FaultModel
 from saboteur.faults.space import Faults, FaultSpace, Region
 from saboteur.levels.hardware.compile import slot_bytes
-from saboteur.levels.hardware.effects import bit_by_bit, one_effect_at_a_time, with_both_nets
+from saboteur.levels.hardware.effects import FaultTable, bit_by_bit, one_effect_at_a_time, with_both_nets
 from saboteur.levels.hardware.golden import GoldenRun, WatchedTrace
 from saboteur.levels.hardware.importing import Netlist
-from saboteur.levels.hardware.models import Bits, mask_table, masks
+from saboteur.levels.hardware.models import Bits
 from saboteur.levels.hardware.netlist import Design, Node, Slot
-from saboteur.levels.hardware.simulate import PLACES, ROW, WAYS, Simulator, Stimulus, first_cycles
-from saboteur.levels.hardware.sites import PLACE, Group, Kind, Sites
+from saboteur.levels.hardware.simulate import PLACES, WAYS, Simulator, Stimulus, first_cycles
+from saboteur.levels.hardware.sites import PLACE, Group, Kind, Sites, literal
 from saboteur.levels.hardware.spec import HardwareFault, HardwareTarget
 from saboteur.levels.hardware.testbench import Answers, Observation, Observer
 from saboteur.outcomes.golden import Golden, OutputKind
 from saboteur.outcomes.recorder import Recorder
 
 _KINDS: tuple[Kind, ...] = ("flip_flops", "memories", "inputs", "nets", "pins", "bridges")
-_CAPTURED_LANE = 211
 _POWER_ON_LANE = 212
 _TOP = "top"
 
 
 @dataclass(frozen=True)
 class _SpaceTable:
-    """A fault space as columns by region.
+    """A fault space as columns.
 
-    ``places``, ``partners`` and ``joined`` (bits of the word that begins here, 0 where each place is a word) are of all
-    words of all regions, those of a region from ``first`` on.
+    ``partners`` and ``joined`` (bits of the word that begins here, 0 where each place is a word) go with the places of
+    ``faults``.
     """
 
-    places: NDArray
+    faults: FaultTable
     partners: NDArray
     joined: NDArray[np.uint8]
-    first: NDArray[np.int64]
-    transient: NDArray[np.bool_]
-    kinds: list[tuple[FaultModel, int]]
-    masks: list[tuple[NDArray[np.uint64], NDArray[np.uint64], int] | None]
-    kind_of: NDArray[np.int64]
-    captured: NDArray[np.float64]
 
 
 class DesignTarget(Target):
@@ -289,14 +281,14 @@ class DesignTarget(Target):
             within = self.simulator.design.under_test
             raise FaultError(f"where: {within or 'the design'} has no {spec.where} that faults can strike")
         for pattern in spec.instances:
-            if not any(fnmatchcase(name, _literal(pattern)) for name in known):
+            if not any(fnmatchcase(name, literal(pattern)) for name in known):
                 raise FaultError(f"instances: none matches {pattern!r}{near(pattern, known)}")
         found = False
         for group in groups.values():
             prefix = f"{group.instance}." if group.instance else ""
             name = group.name.removeprefix(prefix)
-            if any(fnmatchcase(group.instance, _literal(pattern)) for pattern in spec.instances) and (
-                spec.where in ("nets", "pins", "bridges") or any(fnmatchcase(name, _literal(p)) for p in spec.names)
+            if any(fnmatchcase(group.instance, literal(pattern)) for pattern in spec.instances) and (
+                spec.where in ("nets", "pins", "bridges") or any(fnmatchcase(name, literal(p)) for p in spec.names)
             ):
                 found = True
                 yield group
@@ -339,53 +331,26 @@ class DesignTarget(Target):
             FaultError: when a model does not act bit by bit.
         """
         table = self._table(space)
-        rows = np.zeros(len(faults.trial), ROW)
-        rows["fault"] = faults.trial
-        at = table.first[faults.region] + faults.element
-        places = table.places[at]
-        for column in PLACE.names or ():
-            rows[column] = places[column]
-        transient = table.transient[faults.region]
-        on = np.where(transient, self._first + faults.step, 0)
-        rows["on"], rows["off"] = on, np.where(transient, on + 1, self.stimulus.cycles + 1)
-        kinds = table.kind_of[faults.region]
-        for kind, (model, bits) in enumerate(table.kinds):
-            of = np.flatnonzero(kinds == kind)
-            if len(of):
-                known = table.masks[kind]
-                if known is not None:
-                    variant, way = faults.variant[of], known[2]
-                    rows["a"][of], rows["x"][of] = known[0][variant], known[1][variant]
-                else:
-                    rows["a"][of], rows["x"][of], way = masks(model, faults.variant[of], faults.drawn[of], bits)
-                if way:  # the old value is that of the cycle before
-                    bridge = way >= WAYS.index("bridge_and")
-                    rows["way"][of], rows["on"][of] = way, on[of] if bridge else np.maximum(on[of] - 1, 0)
-        share = table.captured[faults.region]
-        if (share < 1).any():
-            caught = draws.unit_interval(draws.words(faults.drawn, 0, _CAPTURED_LANE)) < share
+        rows, at = table.faults.rows(faults, self._first, self.stimulus.cycles + 1), table.faults.at(faults)
+        caught = table.faults.caught(faults)
+        if not caught.all():
             rows, at = rows[caught], at[caught]
         bridged = rows["way"] >= WAYS.index("bridge_and")
         if bridged.any():
             rows, at = with_both_nets(rows, at, table.partners, bridged)
         joined = table.joined[at]
-        return bit_by_bit(rows, joined, at, table.places) if joined.any() else rows
+        return bit_by_bit(rows, joined, at, table.faults.places) if joined.any() else rows
 
     def _table(self, space: FaultSpace) -> _SpaceTable:
         if self._last_table is None or self._last_table[0] is not space:
             groups = [self._group(region) for region in space.regions]
-            pairs = [(region.model, _word_bits(group)) for region, group in zip(space.regions, groups, strict=True)]
-            kinds = list(dict.fromkeys(pairs))
-            number = {kind: i for i, kind in enumerate(kinds)}
             table = _SpaceTable(
-                places=np.concatenate([group.places for group in groups]),
+                FaultTable.of(
+                    space.regions,
+                    [group.places for group in groups],
+                    [self._captured.get(region, 1.0) for region in space.regions],
+                ),
                 partners=np.concatenate([g.places if g.partners is None else g.partners for g in groups]),
-                first=np.cumsum([0, *(len(group.places) for group in groups[:-1])]),
-                transient=np.array([region.duration == "transient" for region in space.regions]),
-                kinds=kinds,
-                masks=[mask_table(*kind) for kind in kinds],
-                kind_of=np.array([number[pair] for pair in pairs]),
-                captured=np.array([self._captured.get(region, 1.0) for region in space.regions]),
                 joined=np.concatenate([np.full(len(g.places), len(g.places) * g.joined, np.uint8) for g in groups]),
             )
             self._last_table = space, table
@@ -582,8 +547,3 @@ def _spread(place: str, golden: NDArray, faulty: NDArray) -> dict[str, object]:
 def _word_bits(group: Group) -> int:
     """Bits of a word that is hit."""
     return len(group.places) if group.joined else group.width
-
-
-def _literal(pattern: str) -> str:
-    """Brackets are part of hierarchical names, not sets of characters."""
-    return "".join(f"[{c}]" if c == "[" else c for c in pattern)
