@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Self
 
 import pyarrow as pa
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from saboteur.errors import TargetError
 from saboteur.extensions import Part, extensible
@@ -24,6 +24,9 @@ from saboteur.faults.models import AnyFaultModel
 from saboteur.faults.space import Duration, Faults, FaultSpace, Region
 from saboteur.outcomes.golden import Golden
 from saboteur.outcomes.recorder import Recorder
+
+Names = Annotated[tuple[str, ...], BeforeValidator(lambda given: (given,) if isinstance(given, str) else given)]
+"""One name or several: names of files, or patterns in which * and ? match as in file names."""
 
 
 class FaultSpec(BaseModel):

@@ -14,8 +14,7 @@ from saboteur.levels.software.spec import PyTorchTarget
 
 _SHIPPED = {"output_stationary": designs.OutputStationary, "weight_stationary": designs.WeightStationary}
 _DEFAULT_SIZE = 8
-_ADAPTER = ("sources", "top", "parameters", "dataflow", "rows", "cols", "data_width", "acc_width", "cycles")
-_ADAPTER += ("stimulus", "result")
+_ADAPTER = [name for name in vars(ArrayAdapter) if not name.startswith("_")]
 
 
 def load(spec: AcceleratorSpec, resources: Resources) -> AcceleratorTarget:
@@ -52,7 +51,7 @@ def load_array(spec: AcceleratorSpec) -> designs.SystolicArray | ArrayAdapter | 
     name = spec.array or "output_stationary"
     if name in _SHIPPED:
         return _SHIPPED[name](rows=spec.rows or _DEFAULT_SIZE, cols=spec.cols or _DEFAULT_SIZE)
-    array = software._call("array", name)
+    array = software.call("array", name)
     missing = (
         [] if isinstance(array, designs.SystolicArray) else [name for name in _ADAPTER if not hasattr(array, name)]
     )

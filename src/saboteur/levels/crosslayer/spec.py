@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
-from saboteur.campaign.target import FaultSpec, Resources, Target, TargetSpec
+from saboteur.campaign.target import FaultSpec, Names, Resources, Target, TargetSpec
 
 Where = Literal["flip_flops", "memories", "nets", "pins", "components"]
 
@@ -26,19 +26,12 @@ class AcceleratorFault(FaultSpec):
     """
 
     where: Where
-    names: tuple[str, ...] = Field(
-        default=("*",), description="components, such as acc; * and ? match as in file names"
-    )
+    names: Names = Field(default=("*",), description="components, such as acc; * and ? match as in file names")
     captured: Annotated[float, Field(gt=0, le=1)] = Field(
         default=1.0,
         description="transient faults on nets and pins: the share of pulses that meet the capture window, (pulse "
         "width + setup + hold time) / clock period; the rest leave no trace",
     )
-
-    @field_validator("names", mode="before")
-    @classmethod
-    def _one_or_many(cls, value: object) -> object:
-        return (value,) if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _fits_together(self) -> AcceleratorFault:
@@ -79,7 +72,7 @@ class AcceleratorSpec(TargetSpec):
     level: Literal["word", "gate"] = Field(
         default="word", description="word: registers and operators (RTL); gate: synthesised to simple gates"
     )
-    layers: tuple[str, ...] = Field(
+    layers: Names = Field(
         default=("*",), description="the layers that run on the array; * and ? match as in file names"
     )
     engine: Literal["plain", "exact"] = Field(
@@ -87,11 +80,6 @@ class AcceleratorSpec(TargetSpec):
         description="plain: all tiles of a faulty layer are simulated, and the network after it runs in full; exact: "
         "the same outputs from the tiles that the fault meets and from what changes in the network",
     )
-
-    @field_validator("layers", mode="before")
-    @classmethod
-    def _one_or_many(cls, value: object) -> object:
-        return (value,) if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _fits_together(self) -> AcceleratorSpec:

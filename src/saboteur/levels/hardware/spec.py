@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from saboteur.campaign.target import FaultSpec, Resources, Target, TargetSpec
+from saboteur.campaign.target import FaultSpec, Names, Resources, Target, TargetSpec
 
 Where = Literal["flip_flops", "memories", "inputs", "nets", "pins", "bridges"]
 
@@ -28,10 +28,10 @@ class HardwareFault(FaultSpec):
     """
 
     where: Where
-    instances: tuple[str, ...] = Field(
+    instances: Names = Field(
         default=("*",), description="module instances; * and ? match as in file names; '' is the top module"
     )
-    names: tuple[str, ...] = Field(default=("*",), description="registers, memories or ports, without their instance")
+    names: Names = Field(default=("*",), description="registers, memories or ports, without their instance")
     pairs: tuple[tuple[str, str], ...] = Field(default=(), description="bridges: hierarchical names of the two nets")
     neighbours: bool = Field(
         default=False, description="bridges: every two nets that meet at a cell, as its inputs or as input and output"
@@ -41,11 +41,6 @@ class HardwareFault(FaultSpec):
         description="transient faults on nets and pins: the share of pulses that meet the capture window, (pulse "
         "width + setup + hold time) / clock period; the rest leave no trace",
     )
-
-    @field_validator("instances", "names", mode="before")
-    @classmethod
-    def _one_or_many(cls, value: object) -> object:
-        return (value,) if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _fits_together(self) -> HardwareFault:
@@ -86,15 +81,15 @@ class HardwareTarget(TargetSpec):
 
     network: str | None = None
     array: Literal["output_stationary", "weight_stationary"] | None = None
-    sources: tuple[str, ...] = ()
+    sources: Names = ()
     top: str | None = None
     parameters: dict[str, int | str] = Field(default_factory=dict, description="of the top module")
     defines: dict[str, str | int | None] = Field(default_factory=dict, description="preprocessor macros")
-    include: tuple[str, ...] = Field(default=(), description="folders of included files")
+    include: Names = Field(default=(), description="folders of included files")
     level: Literal["word", "gate"] = Field(
         default="word", description="word: registers and operators (RTL); gate: synthesised to simple gates"
     )
-    liberty: tuple[str, ...] = Field(
+    liberty: Names = Field(
         default=(), description="gate level: Liberty files of the cells to map to, or of which the sources are made"
     )
     under_test: str | None = Field(
@@ -109,7 +104,7 @@ class HardwareTarget(TargetSpec):
     first_cycle: Annotated[int, Field(ge=0)] = Field(
         default=0, description="look at outputs and alarms, and let faults begin, from this cycle on: after the reset"
     )
-    alarms: tuple[str, ...] = Field(default=(), description="outputs of safety mechanisms, 1 when they detect an error")
+    alarms: Names = Field(default=(), description="outputs of safety mechanisms, 1 when they detect an error")
     answer: Literal["values", "logits"] = Field(default="values", description="how the outputs are read")
     inputs: Annotated[int, Field(ge=1)] | None = Field(
         default=None,
@@ -117,7 +112,7 @@ class HardwareTarget(TargetSpec):
     )
     pes: Annotated[int, Field(ge=1)] = Field(default=8, description="processing elements of each layer of a network")
 
-    @field_validator("sources", "include", "liberty", "outputs", "alarms", mode="before")
+    @field_validator("outputs", mode="before")
     @classmethod
     def _one_or_many(cls, value: object) -> object:
         return (value,) if isinstance(value, str | dict | OutputPort) else value

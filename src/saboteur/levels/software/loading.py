@@ -29,7 +29,7 @@ def load(spec: PyTorchTarget) -> tuple[nn.Module, tuple[Tensor, ...], Any]:
         workload = workloads.load(spec.workload)
         model, inputs, labels = workload.model, workload.inputs, workload.labels
     else:
-        model = _call("model", str(spec.model))
+        model = call("model", str(spec.model))
         if not isinstance(model, nn.Module):
             raise TargetError(f"model: {spec.model} returned a {type(model).__name__}, not a torch.nn.Module")
         inputs, labels = _data(str(spec.data))
@@ -53,7 +53,7 @@ def _tensor(spec: PyTorchTarget, values: Any) -> Tensor:
 def _data(name: str) -> tuple[Any, Any]:
     if name.endswith(".npz"):
         return _npz(Path(name))
-    pair = _call("data", name)
+    pair = call("data", name)
     if not (isinstance(pair, tuple | list) and len(pair) == 2):
         raise TargetError(f"data: {name} returned a {type(pair).__name__}; it must return (inputs, labels)")
     return pair[0], pair[1]
@@ -69,7 +69,16 @@ def _npz(path: Path) -> tuple[Any, Any]:
         raise TargetError(f"data: cannot read {path}: {error}") from error
 
 
-def _call(field: str, name: str) -> Any:
+def call(field: str, name: str) -> Any:
+    """What the function called ``package.module:function`` or ``path/to/file.py:function`` returns.
+
+    Args:
+        field: of the campaign file, for messages.
+        name: of the function.
+
+    Raises:
+        TargetError: when there is no such function, or it fails.
+    """
     source, _, function = name.rpartition(":")
     if not source:
         raise TargetError(

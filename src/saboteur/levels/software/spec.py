@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from saboteur.campaign.target import FaultSpec, Resources, Target, TargetSpec
+from saboteur.campaign.target import FaultSpec, Names, Resources, Target, TargetSpec
 from saboteur.errors import SaboteurError
 from saboteur.faults.error_models import ErrorModel
 from saboteur.faults.formats import number_format
@@ -49,17 +49,12 @@ class SoftwareFault(FaultSpec):
     """
 
     where: Where
-    layers: tuple[str, ...] = Field(default=("*",), description="module names; * and ? match as in file names")
-    layer_types: tuple[str, ...] | None = Field(default=None, description="module classes, such as Conv2d")
+    layers: Names = Field(default=("*",), description="module names; * and ? match as in file names")
+    layer_types: Names | None = Field(default=None, description="module classes, such as Conv2d")
     granularity: Literal["element", "channel", "layer"] = Field(
         default="element",
         description="what is hit at once: one value, a channel (feature map), or the whole output",
     )
-
-    @field_validator("layers", "layer_types", mode="before")
-    @classmethod
-    def _one_or_many(cls, value: object) -> object:
-        return (value,) if isinstance(value, str) else value
 
     @field_validator("model")
     @classmethod
