@@ -55,9 +55,8 @@ def _keeps(graph: Graph, op: Operator | None, source: int, call: Node, values: V
 
 def _leaves_no_gaps(op: Mixing, sides: tuple[int, ...]) -> bool:
     """Whether every position of a map is read by some window of a convolution."""
-    axes = zip(sides, op.weight.shape[2:], op.stride, op.padding, op.dilation, strict=True)
-    for side, kernel, stride, padding, dilation in axes:
-        windows = (side + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
+    axes = zip(sides, op.sides_after(sides), op.weight.shape[2:], op.stride, op.padding, op.dilation, strict=True)
+    for side, windows, kernel, stride, padding, dilation in axes:
         read = torch.arange(windows)[:, None] * stride - padding + torch.arange(kernel) * dilation
         if not torch.isin(torch.arange(side), read).all():
             return False

@@ -187,10 +187,8 @@ def reads(op: Mixing, planes: Tensor, tap: Tensor) -> Tensor:
         return planes.reshape(-1, 1)
     (up, left), (down, right) = op.padding, op.stride
     padded = F.pad(planes, (left, left, up, up))
-    height, width = padded.shape[1:]
-    axes = zip((height, width), op.weight.shape[2:], op.stride, op.dilation, strict=True)
-    sizes = [(size - dilation * (kernel - 1) - 1) // stride + 1 for size, kernel, stride, dilation in axes]
-    rows, columns = (torch.arange(size, device=planes.device) for size in sizes)
+    width = padded.shape[2]
+    rows, columns = (torch.arange(size, device=planes.device) for size in op.sides_after(tuple(planes.shape[1:])))
     positions = (rows[:, None] * down * width + columns * right).reshape(-1)
     offset = tap // op.weight.shape[3] * op.dilation[0] * width + tap % op.weight.shape[3] * op.dilation[1]
     return padded.reshape(len(planes), -1).gather(1, positions + offset[:, None].to(planes.device))
