@@ -61,7 +61,7 @@ class TestModels:
                 return nn.functional.dropout(x, 0.5)
 
         with refused("two fault-free runs on the same inputs differ; it draws random numbers"):
-            SoftwareTarget(Drops().eval(), models.numbers(6, 64)).golden()
+            SoftwareTarget(Drops().eval(), X).golden()
 
     def test_nan(self) -> None:
         model = models.mlp()
