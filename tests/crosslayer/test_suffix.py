@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from saboteur import workloads
 from saboteur.errors import TargetError
-from saboteur.levels.crosslayer.suffix import Call, Changes, GoldenValues, Network
+from saboteur.levels.crosslayer.suffix import Call, Changes, GoldenValues, Network, products
 from saboteur.workloads.int8 import (
     Dequantize,
     Int8Add,
@@ -50,6 +50,24 @@ def randomised(model: nn.Module, seed: int, shift: int = 7) -> nn.Module:
             drawn = np.full(values.shape, 0.02)
         values.data.copy_(torch.from_numpy(np.asarray(drawn)))
     return model.eval().requires_grad_(False)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.tuples(*(st.integers(1, 9),) * 3), st.booleans(), st.integers(0, 1 << 20))
+def test_products_are_elements_of_the_whole_product(sizes: tuple[int, int, int], own_b: bool, seed: int) -> None:
+    generator, images = np.random.default_rng(seed), 3
+    m, k, n = sizes
+    a = generator.integers(-128, 128, (images, m, k)).astype(np.int8)
+    b = generator.integers(-128, 128, (images if own_b else 1, k, n)).astype(np.int8)
+    image, row, column = (generator.integers(0, size, 50) for size in (images, m, n))
+    whole = a.astype(np.int64) @ b.astype(np.int64)
+    assert np.array_equal(products(a, b, image, row, column), whole[image, row, column])
+
+
+def test_products_wrap_at_32_bits() -> None:
+    a, b = np.full((1, 1, 1 << 17), -128, np.int8), np.full((1, 1 << 17, 1), -128, np.int8)
+    first = np.zeros(1, np.int64)
+    assert products(a, b, first, first, first).tolist() == [-(1 << 31)]
 
 
 class Residual(nn.Module):

@@ -272,11 +272,12 @@ def test_bridges_equal_the_stream(way: str) -> None:
 
 
 @pytest.mark.parametrize("dataflow", ARRAYS)
-def test_faults_of_several_rows_and_any_length(dataflow: str) -> None:
-    array = simulator(dataflow)
+@pytest.mark.parametrize(("kind", "level"), [("flip_flops", "word"), ("nets", "word"), ("nets", "gate")])
+def test_faults_of_several_rows_and_any_length(dataflow: str, kind: str, level: str) -> None:
+    array = simulator(dataflow, level=level)
     mapping, a, b = layer(array, (7, 8, 5))
     cycles = array.cycles(mapping)
-    rows = np.concatenate([upsets(array, cycles, 120, seed) for seed in (3, 4)])
+    rows = np.concatenate([upsets(array, cycles, 120, seed, kind) for seed in (3, 4)])
     rows["off"] = rows["on"] + np.random.default_rng(5).integers(0, 40, len(rows))
     rows = rows[rows["fault"] % 7 != 0]  # some faults do nothing
     image = np.random.default_rng(2).integers(0, 3, 120)

@@ -24,6 +24,19 @@ static int channel_of(const Layer *l, int position) {
     return l->channels_last ? position % l->channels : position / (l->height * l->width);
 }
 
+/* Elements (image, row, column) of A @ B, modulo 2 ** 32. A is [images, rows, depth]; B, transposed, is [images,
+   columns, depth], or [columns, depth] for all images. */
+void products(const int8_t *a, const int8_t *b, int64_t rows, int64_t columns, int64_t depth, int64_t b_images,
+              int64_t count, const int64_t *image, const int64_t *row, const int64_t *column, int64_t *product) {
+    for (int64_t e = 0; e < count; e++) {
+        const int8_t *x = a + (image[e] * rows + row[e]) * depth;
+        const int8_t *y = b + ((b_images > 1 ? image[e] * columns : 0) + column[e]) * depth;
+        uint32_t sum = 0;
+        for (int64_t k = 0; k < depth; k++) sum += (uint32_t)(x[k] * y[k]);
+        product[e] = (int32_t)sum;
+    }
+}
+
 /* A difference in one channel at some place of the input plane. */
 typedef struct {
     int32_t channel;

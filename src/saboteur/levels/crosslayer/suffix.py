@@ -49,6 +49,33 @@ _MOVES: Mapping[str, Collection[Any]] = {
 }
 
 
+def products(
+    a: NDArray[np.int8],
+    b: NDArray[np.int8],
+    image: NDArray[np.int64],
+    row: NDArray[np.int64],
+    column: NDArray[np.int64],
+) -> NDArray[np.int64]:
+    """The elements (image, row, column) of A @ B, wrapped to 32 bits.
+
+    Args:
+        a: [images, m, k].
+        b: [1 or images, k, n].
+        image: [count].
+        row: [count], m.
+        column: [count], n.
+    """
+    a, transposed = np.ascontiguousarray(a), np.ascontiguousarray(b.transpose(0, 2, 1))
+    found = np.empty(len(image), np.int64)
+    _library().products(
+        *map(_at, (a, transposed)),
+        *(ctypes.c_int64(size) for size in (a.shape[1], b.shape[2], a.shape[2], len(b), len(found))),
+        *(_at(np.ascontiguousarray(index, np.int64)) for index in (image, row, column)),
+        _at(found),
+    )
+    return found
+
+
 @dataclass(frozen=True)
 class Changes:
     """What differs from golden in one tensor, pair by pair.

@@ -31,7 +31,7 @@ from saboteur.levels.crosslayer.arrays import ArrayAdapter
 from saboteur.levels.crosslayer.lowering import LoweredLayer, lower
 from saboteur.levels.crosslayer.machine import ARRAY, DescribedMachine, HdlMachine, Hits, Machine
 from saboteur.levels.crosslayer.spec import AcceleratorFault
-from saboteur.levels.crosslayer.suffix import Call, Changes, GoldenValues, Hardware, Network, Rows
+from saboteur.levels.crosslayer.suffix import Call, Changes, GoldenValues, Hardware, Network, Rows, products
 from saboteur.levels.hardware.designs import SystolicArray
 from saboteur.levels.hardware.importing import Level
 from saboteur.levels.hardware.sites import literal
@@ -320,8 +320,8 @@ class AcceleratorTarget(Target):
         hits = Hits(row[mine], np.searchsorted(pairs, pair[mine]), image)
         found = self.machine.errors(acting.space, acting.faults, number, hits, a, b, plain)
         of = image[found.fault]
-        products = _products(a, b, of, found.row, found.column) + found.delta
-        value = layer.finish(tensors, of, found.row, found.column, products)
+        sums = products(a, b, of, found.row, found.column) + found.delta
+        value = layer.finish(tensors, of, found.row, found.column, sums)
         return _Elements(pairs[found.fault], layer.position(found.row, found.column), value, found.delta)
 
     @cached_property
@@ -526,18 +526,6 @@ def _selected(lowered: Sequence[LoweredLayer], patterns: Sequence[str]) -> list[
         if not any(fnmatchcase(name, literal(pattern)) for name in names):
             raise TargetError(f"layers: no int8 layer matches {pattern!r}{near(pattern, names)}")
     return [layer for layer in lowered if any(fnmatchcase(layer.name, literal(pattern)) for pattern in patterns)]
-
-
-def _products(
-    a: NDArray[np.int8],
-    b: NDArray[np.int8],
-    image: NDArray[np.int64],
-    row: NDArray[np.int64],
-    column: NDArray[np.int64],
-) -> NDArray[np.int64]:
-    """The elements (image, row, column) of A @ B."""
-    of_b = b.transpose(0, 2, 1)[image if len(b) > 1 else 0, column]
-    return np.einsum("ek,ek->e", a[image, row].astype(np.int64), of_b.astype(np.int64))
 
 
 def _spread(place: str, elements: int, error: NDArray, value: NDArray | None = None) -> dict[str, object]:

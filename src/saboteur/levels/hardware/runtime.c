@@ -517,7 +517,7 @@ static void run_cycle(Machine *m, int t, int par, int lanes, int rows, const Row
         if (f->kind == AT_HOOK) {
             if (t >= f->on && t < f->off) present(m, f, lane, t);
             bridges |= f->way >= BRIDGE_AND && t >= f->on && t < f->off;
-            if (t == f->off) end_fault(m, f, lane);
+            if (t == f->off && f->on < f->off) end_fault(m, f, lane);
         } else if (t >= f->on && t < f->off) {
             if (f->kind == AT_SLOT) {
                 char *v = m->value[par][f->place];

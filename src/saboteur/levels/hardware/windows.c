@@ -356,6 +356,30 @@ static int force_slots(Forced *forced, int count, int t, int par, Inputs in) {
     return kept;
 }
 
+/* Faults that change the masks of hooks once, when they begin, and back when they end. */
+typedef struct { const Row **row; int count, next_end; } Masked;
+
+static void mask_hook(Machine *m, Masked *masked, const Row *r, int t) {
+    if (r->off <= t) return;
+    hook_up(m, r);
+    set_hook(m, r, r->fault, r->a, r->x);
+    if (!masked->count || r->off < masked->next_end) masked->next_end = r->off;
+    masked->row[masked->count++] = r;
+}
+
+/* Lets those end that are over in cycle t. */
+static void unmask_hooks(Machine *m, Masked *masked, int t) {
+    if (!masked->count || t < masked->next_end) return;
+    int kept = 0;
+    for (int r = 0; r < masked->count; r++) {
+        const Row *row = masked->row[r];
+        if (t >= row->off) { end_fault(m, row, row->fault); continue; }
+        if (!kept || row->off < masked->next_end) masked->next_end = row->off;
+        masked->row[kept++] = row;
+    }
+    masked->count = kept;
+}
+
 /* Differences are appended to those of the machine: fault is the lane, cycle the period since the first, output the
  * number of the result. */
 int64_t run_window(Machine *m, const Stream *s, const Chunk *c, u64 **memory) {
@@ -365,6 +389,7 @@ int64_t run_window(Machine *m, const Stream *s, const Chunk *c, u64 **memory) {
     Row *acting = malloc(sizeof(Row) * (c->rows + 1));
     Inputs in = make_inputs(m, s);
     Forced *forced = malloc(sizeof(Forced) * (c->rows + 1));
+    Masked masked = {malloc(sizeof(Row *) * (c->rows + 1))};
     int forcing = 0, active = 0, next_row = 0, next_snapshot = 0, special[LANES], like[LANES], specials = 0;
     m->differences = 0;
     load_states(m, c, memory);
@@ -394,9 +419,11 @@ int64_t run_window(Machine *m, const Stream *s, const Chunk *c, u64 **memory) {
                 in.other[s->patch[p].input] = 1;
             }
         }
+        unmask_hooks(m, &masked, t);
         for (; next_row < c->rows && c->row[next_row].on <= t; next_row++) {
             const Row *r = c->row + next_row;
             if (r->kind == AT_SLOT) forced[forcing++] = make_forced(m, r, in);
+            else if (r->kind == AT_HOOK && r->way == APPLY) mask_hook(m, &masked, r, t);
             else acting[active++] = *r;
         }
         forcing = force_slots(forced, forcing, t, par, in);
@@ -411,12 +438,13 @@ int64_t run_window(Machine *m, const Stream *s, const Chunk *c, u64 **memory) {
     }
     for (int r = 0; r < active; r++)
         if (acting[r].kind == AT_HOOK) end_fault(m, acting + r, acting[r].fault);
+    unmask_hooks(m, &masked, INT32_MAX);
     if (c->end) {
         compare_states(m, c, c->cycles & 1, memory);
         for (int l = 0; l < c->lanes; l++)
             if (c->differs[l]) store_state(m, c->cycles & 1, l, c->lanes, memory, c->state + l * words);
     }
     for (int back = 0; back < s->backs; back++) free(operands[back]);
-    free(acting); free(forced); free(in.held); free(in.other); free(in.input_of);
+    free(acting); free(forced); free(masked.row); free(in.held); free(in.other); free(in.input_of);
     return m->differences;
 }
