@@ -47,11 +47,12 @@ def assert_agree(
     trials: int,
     criteria: Sequence[Criterion] = STANDARD,
     engine: EngineName = "exact",
+    rows: int = 1,
     **options: object,
 ) -> pa.Table:
-    """Both engines record the same verdicts for every trial; returns the fast engine's table."""
+    """Both engines record the same verdicts for every trial of ``rows`` faults; returns the fast engine's table."""
     space = target.space(specs)
-    faults = drawn(space, trials)
+    faults = drawn(space, trials, rows=rows)
     fast, _ = recorded(target, engine, space, faults, criteria, **options)
     plain, _ = recorded(target, "plain", space, faults, criteria, **options)
     for name in plain.column_names:

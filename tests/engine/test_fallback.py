@@ -12,10 +12,9 @@ from torch import nn
 from saboteur import workloads
 from saboteur.campaign.target import Resources
 from saboteur.faults.models import BitFlip
-from saboteur.faults.space import Faults
 from saboteur.levels.software.spec import SoftwareFault
 from saboteur.levels.software.target import SoftwareTarget
-from tests.engine.agreement import assert_agree, drawn, recorded
+from tests.engine.agreement import assert_agree
 
 
 class Branching(nn.Module):
@@ -54,16 +53,6 @@ def test_a_result_that_is_overwritten_unseen_runs_the_plain_way() -> None:
     assert "golden outputs" in str(target.engine.reason)
 
 
-def test_rounded_outputs_run_the_plain_way() -> None:
-    workload = workloads.load("digits-cnn")
-    resources = Resources(batch_size=16)
-    target = SoftwareTarget(
-        workload.model, workload.inputs[:20], workload.labels[:20], activations_format="float16", resources=resources
-    )
-    assert_agree(target, [SoftwareFault(where="weights", model=BitFlip())], 20)
-    assert "number format" in str(target.engine.reason)
-
-
 @pytest.mark.parametrize("name", ["digits-gru", "digits-lstm", "digits-cnn-int8"])
 def test_models_with_opaque_layers(name: str) -> None:
     workload = workloads.load(name)
@@ -84,25 +73,6 @@ def test_emulated_weight_formats_keep_the_fast_way() -> None:
     )
     table = assert_agree(target, [SoftwareFault(where="weights", model=BitFlip())], 60)
     assert table["bounded"].to_numpy().sum() > 0
-
-
-def test_trials_of_many_faults_intermittent_faults_and_empty_trials() -> None:
-    workload = workloads.load("digits-cnn")
-    target = SoftwareTarget(workload.model, workload.inputs[:40], workload.labels[:40])
-    specs = [
-        SoftwareFault(where="weights", model=BitFlip()),
-        SoftwareFault(where="activations", model=BitFlip(), duration="intermittent", activity=0.4),
-    ]
-    space = target.space(specs)
-    many = drawn(space, 30, rows=3)
-    mixed = Faults(
-        many.key, *(column[15:] for column in (many.trial, many.region, many.element, many.step, many.variant))
-    )
-    for faults in (many, mixed, drawn(space, 30)):
-        fast, plain = (recorded(target, engine, space, faults)[0] for engine in ("exact", "plain"))
-        for name in plain.column_names:
-            if name.startswith("sdc:") or name in ("nonfinite", "correct"):
-                assert fast[name].to_pylist() == plain[name].to_pylist()
 
 
 def test_small_memory_gives_the_same_results() -> None:

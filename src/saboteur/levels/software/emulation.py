@@ -8,6 +8,7 @@ emulated, the tensor holds the format's values, and words are found through the 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from saboteur.errors import TargetError
 from saboteur.faults.formats import Affine, FixedPoint, Floating, NumberFormat
+from saboteur.levels.software.flow import first_tensor, replace_first_tensor
 
 
 @dataclass(frozen=True)
@@ -134,6 +136,14 @@ def rounded(tensor: Tensor, fmt: NumberFormat, axis: int = 0) -> Tensor:
         steps = torch.where(steps.isnan(), zero_point, steps).clamp(*fmt.integer_range)
         return ((steps - zero_point) * scale).to(tensor.dtype)
     return torch.from_numpy(fmt.round(values.cpu().numpy())).to(tensor.device, tensor.dtype)
+
+
+def rounded_output(output: Any, fmt: NumberFormat | None) -> Any:
+    """What a call returned, with its first tensor rounded to ``fmt``, if given, where that holds floating point."""
+    tensor = None if fmt is None else first_tensor(output)
+    if fmt is None or tensor is None or not tensor.is_floating_point():
+        return output
+    return replace_first_tensor(output, rounded(tensor, fmt))
 
 
 def _along(part: NDArray[np.float64], axis: int, tensor: Tensor) -> Tensor:

@@ -50,23 +50,27 @@ def inject_one(
     """Run one trial on ``inputs`` [n]; see :func:`inject`."""
     hits = Hits.of_trial(space, faults, trial)
     try:
-        for acting, inputs_of_them in acting_together(space, faults, trial, hits, inputs):
-            _run(runner, sites, acting, trial, inputs_of_them, recorder)
+        for acting, chosen in acting_together(space, faults, trial, hits, inputs):
+            _run(runner, sites, acting, trial, inputs[chosen], recorder)
     except HarnessError as error:
         recorder.invalid(trial, str(error))
 
 
 def acting_together(
     space: FaultSpace, faults: Faults, trial: int, hits: Hits, inputs: NDArray[np.int64]
-) -> Iterator[tuple[Hits, NDArray[np.int64]]]:
-    """Part the inputs of a trial by which of its faults act in them: all, but for intermittent ones."""
+) -> Iterator[tuple[Hits, NDArray[np.bool_]]]:
+    """Part the inputs [n] of a trial by which of its faults act in them: all, but for intermittent ones.
+
+    Yields:
+        The faults that act, and in which of ``inputs``: bool [n].
+    """
     activity = np.array([space.regions[i].activity for i in hits.region])
     levels = np.unique(activity[activity < 1])
     acts = np.array([faults.acts(level, inputs, trial) for level in levels]).reshape(len(levels), len(inputs))
     first_acting = len(levels) - acts.sum(axis=0)
     for first in np.unique(first_acting):
         acting = (activity == 1) | np.isin(activity, levels[int(first) :])
-        yield hits.where(acting), inputs[first_acting == first]
+        yield hits.where(acting), first_acting == first
 
 
 def _run(

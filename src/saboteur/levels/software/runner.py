@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from saboteur.errors import TargetError
 from saboteur.faults.formats import NumberFormat
 from saboteur.levels.software.corruption import Hits
-from saboteur.levels.software.emulation import rounded
-from saboteur.levels.software.flow import Event, Visit, leaves, named_modules, replace_first_tensor, tapped
+from saboteur.levels.software.emulation import rounded_output
+from saboteur.levels.software.flow import Event, Visit, leaves, named_modules, tapped
 from saboteur.levels.software.memory import computed_tensors
 from saboteur.levels.software.signals import Connection, Output, Signal
 from saboteur.levels.software.states import State, with_faulty_states
@@ -228,7 +228,7 @@ class Runner:
     def _guarded(self, by_place: Mapping[str, list[Edit]], watch: Visit | None) -> Visit:
         def visit(event: Event) -> Any:
             try:
-                event.output = self._edited(event, by_place.get(event.place, ()))
+                event.output = self.edited(event, by_place.get(event.place, ()))
                 if watch is not None:
                     watch(event)
                 return event.output
@@ -237,16 +237,15 @@ class Runner:
 
         return visit
 
-    def _edited(self, event: Event, edits: Sequence[Edit]) -> Any:
+    def edited(self, event: Event, edits: Sequence[Edit]) -> Any:
+        """What takes the place of an event's output: it is rounded, where it is to be, and meets its faults."""
         states = [(signal, hits) for signal, hits in edits if isinstance(signal, State)]
         if states:
             event.output = with_faulty_states(event, states)
         for signal, hits in edits:
             if isinstance(signal, Connection):
                 event.output = signal.edit(event, hits)
-        fmt = self.rounding.get(event.place)
-        if fmt is not None and event.tensor is not None and event.tensor.is_floating_point():
-            event.output = replace_first_tensor(event.output, rounded(event.tensor, fmt))
+        event.output = rounded_output(event.output, self.rounding.get(event.place))
         for signal, hits in edits:
             if isinstance(signal, Output):
                 event.output = signal.edit(event, hits)

@@ -56,9 +56,14 @@ class Batching:
             if all(_come_out(graph, values, tensors, order[:size]) for order in orders)
         )
 
-    def parts(self, row: NDArray[np.int64]) -> Iterator[Part]:
-        """Batches that together hold each pair once, given the input of each."""
-        if self._sizes and self._sizes[-1] == self.size:
+    def parts(self, row: NDArray[np.int64], *, at_their_places: bool = False) -> Iterator[Part]:
+        """Batches that together hold each pair once, given the input of each.
+
+        Args:
+            row: int64 [pairs].
+            at_their_places: whether every input has the place that it has in the plain engine's batches in any case.
+        """
+        if not at_their_places and self._sizes and self._sizes[-1] == self.size:
             yield from self._anywhere(len(row))
         else:
             yield from self._at_their_places(row)

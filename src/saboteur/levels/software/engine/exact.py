@@ -24,41 +24,38 @@ from saboteur.faults.space import Faults, FaultSpace, Region
 from saboteur.levels.software import injection
 from saboteur.levels.software.engine.absorption import absorbing
 from saboteur.levels.software.engine.batching import Batching
+from saboteur.levels.software.engine.blocks import NarrowBlock, PlainBlock, Shared, WholeBlock
 from saboteur.levels.software.engine.bounds import Gains, gains
 from saboteur.levels.software.engine.golden import Chunk
-from saboteur.levels.software.engine.graph import Graph, Untraceable
-from saboteur.levels.software.engine.groups import BiasGroup, Group, NormGroup, SignalGroup, StoredGroup, WeightGroup
+from saboteur.levels.software.engine.graph import Graph, Untraceable, same
+from saboteur.levels.software.engine.groups import (
+    BiasGroup,
+    Group,
+    NarrowGroup,
+    NormGroup,
+    SignalGroup,
+    StoredGroup,
+    WeightGroup,
+)
 from saboteur.levels.software.engine.narrow import Narrow
 from saboteur.levels.software.engine.operators import Mixing, Operator, Scaling, understood
-from saboteur.levels.software.engine.overflow import LARGEST, LEAST_SCALED, SCALE
 from saboteur.levels.software.engine.replay import Replay
+from saboteur.levels.software.engine.scattered import Scattered, nodes_of
 from saboteur.levels.software.engine.screening import Prediction
-from saboteur.levels.software.engine.suffix import Deviation, Pairs, Stage, Suffix, stages
+from saboteur.levels.software.engine.suffix import Pairs, Stage, Suffix, stages
 from saboteur.levels.software.memory import Memory, Plain
-from saboteur.levels.software.runner import Runner
+from saboteur.levels.software.runner import Batch, Runner
 from saboteur.levels.software.signals import Output
 from saboteur.levels.software.site import Site
 from saboteur.outcomes.recorder import Recorder
 
 log = logging.getLogger(__name__)
 
-_BYTES_TOGETHER = 2**22
-"""Pairs travel together whose largest result fits into this; more would no longer fit the CPU's caches."""
-
 _PROBED_TOGETHER = 64
-
-_DEVIATIONS_TOGETHER = 2**22
-"""Values of first deviations that are worked out together."""
-
-_SORTED_TOGETHER = 2**18
-"""Pairs that are sorted together by bounds."""
 
 _OF_NORM = ("weight", "bias", "running_mean", "running_var")
 
 _ROUNDING_FACTOR = 64.0
-_MOST_GROWTH = 1e6
-"""Deviations beyond this multiple of the fault-free result are not trusted where what follows is not homogeneous."""
-
 _PROBES = 4
 
 
@@ -80,6 +77,9 @@ class ExactEngine:
         self._chunks: dict[range, Chunk] = {}
         self._errors: dict[range, float] = {}
         self._narrow: dict[int, Narrow] = {}
+        self._suffixes: dict[int, Suffix] = {}
+        self._nodes: dict[str, tuple[int, ...] | None] = {}
+        self._ends: dict[tuple[int, int], int] = {}
         try:
             with runner.prepared():
                 self._open()
@@ -88,17 +88,16 @@ class ExactEngine:
 
     def _open(self) -> None:
         runner = self.runner
-        if runner.rounding:
-            raise Untraceable("outputs of its modules are rounded to a number format")
         if runner.inputs_interact:
             raise Untraceable("the inputs of a batch change each other's outputs")
-        self.graph = Graph(runner.model, runner.output)
+        self.graph = Graph(runner.model, runner.output, runner.rounding)
         probe = torch.arange(_PROBES) % runner.inputs
         tensors = [tensor[probe.to(tensor.device)] for tensor in runner.tensors]
         values = self.graph.check(tensors)
         self._batching = Batching(self.graph, runner)
-        self._places = self.graph.places(tensors, values)
-        self.operators: dict[int, Operator] = understood(self.graph, values)
+        self.graph.find_places(tensors, values)
+        self.places = {nodes[0]: place for place, nodes in self.graph.places.items() if len(nodes) == 1}
+        self.operators: dict[int, Operator] = {} if runner.rounding else understood(self.graph, values)
         self.graph.absorbing = absorbing(self.graph, self.operators, values)
         self.gains: Gains = gains(self.graph, self.operators, values)
         self.stages: list[Stage] = stages(self.graph, self.operators, values)
@@ -108,6 +107,7 @@ class ExactEngine:
             for index, value in values.items()
             if isinstance(value, Tensor) and self.graph.varies[index] and self.graph.leads_to_output[index]
         }
+        self._boundaries = results.keys() & {*self.graph.arguments, *(stage.index for stage in self.stages)}
         self._float_results = {i for i, value in results.items() if value.dtype == torch.float32 and value.dim() > 1}
         size = sum(value.nbytes for value in results.values())
         per_input = 2 * size / _PROBES
@@ -127,7 +127,7 @@ class ExactEngine:
             return set()
         starts = {start for site in sites if (start := self._start_of(site)) is not None}
         nodes = set().union(*(self.narrow(start).measured_at for start in starts))
-        return {place for place, node in self._places.items() if node in nodes}
+        return {place for node, place in self.places.items() if node in nodes}
 
     def inject(
         self,
@@ -149,6 +149,7 @@ class ExactEngine:
         if self.reason is not None:
             injection.inject(self.runner, sites, space, faults, recorder)
             return
+        _hand_in_resting(space, faults, recorder)
         groups, others = self._sorted(sites, space, faults)
         for trial in others.tolist():
             asked = np.flatnonzero(recorder.awaited[trial])
@@ -158,14 +159,22 @@ class ExactEngine:
                 self._on_chunk(inputs, groups, recorder, prediction)
             except Untraceable as error:
                 self._give_up(str(error))
-                for group in groups:
-                    self._plainly(sites, space, faults, group, inputs, recorder)
+                self._plainly(sites, space, faults, groups, inputs, recorder)
+            except Exception as error:  # a faulty model may fail anywhere; the plain engine tells which inference does
+                log.info("exact engine: %s: %s; what is left runs the plain way", type(error).__name__, error)
+                self._plainly(sites, space, faults, groups, inputs, recorder)
 
     def _on_chunk(self, inputs: range, groups: list[Group], recorder: Recorder, prediction: Prediction | None) -> None:
         chunk = self._chunk(inputs, recorder)
         replay = Replay(chunk, recorder)
+        shared = Shared(chunk, self._errors[inputs], self.gains, recorder, replay)
         for group in groups:
-            _Block(self, chunk, self._errors[inputs], group, recorder, replay, prediction).run()
+            if self.runner.rounding or group.start not in self._float_results or group.start == self.graph.output:
+                PlainBlock(shared, group).run()
+            elif isinstance(group, NarrowGroup):
+                NarrowBlock(shared, group, self.narrow(group.start), self.places, prediction).run()
+            else:
+                WholeBlock(shared, group, self._suffix(group.start)).run()
         replay.run()
 
     def _plainly(
@@ -173,11 +182,11 @@ class ExactEngine:
         sites: Mapping[str, Site],
         space: FaultSpace,
         faults: Faults,
-        group: Group,
+        groups: list[Group],
         inputs: range,
         recorder: Recorder,
     ) -> None:
-        for trial in group.trial.tolist():
+        for trial in np.concatenate([group.trial for group in groups]).tolist():
             asked = inputs.start + np.flatnonzero(recorder.awaited[trial, inputs.start : inputs.stop])
             injection.inject_one(self.runner, sites, space, faults, trial, asked, recorder)
 
@@ -185,24 +194,26 @@ class ExactEngine:
         self, sites: Mapping[str, Site], space: FaultSpace, faults: Faults
     ) -> tuple[list[Group], NDArray[np.int64]]:
         """The trials that have a fast way, in groups, and the others."""
-        single = np.flatnonzero(np.diff(faults.bounds) == 1)
+        rows = np.diff(faults.bounds)
+        single = np.flatnonzero(rows == 1)
         row = faults.bounds[single]
         groups: list[Group] = []
-        others = [np.flatnonzero(np.diff(faults.bounds) != 1)]
+        scattered = [np.flatnonzero(rows > 1)]
         for number in np.unique(faults.region[row]):
             region = space.regions[number]
             chosen = np.flatnonzero(faults.region[row] == number)
-            rows = row[chosen]
-            columns = single[chosen], faults.element[rows], faults.variant[rows], faults.drawn[rows]
-            group = self._group(sites[region.site], region, *columns) if region.activity == 1 else None
+            hit = row[chosen]
+            columns = single[chosen], faults.element[hit], faults.variant[hit], faults.drawn[hit]
+            group = self._narrow_group(sites[region.site], region, *columns)
             if group is None:
-                others.append(single[chosen])
+                scattered.append(single[chosen])
             else:
                 groups.append(group)
-        return groups, np.sort(np.concatenate(others))
+        more, others = self._scattered(sites, space, faults, np.sort(np.concatenate(scattered)))
+        return [*groups, *more], others
 
-    def _group(self, site: Site, region: Region, trial: NDArray, *columns: NDArray) -> Group | None:
-        """The faults of ``columns`` (element, variant, drawn) at ``site``, if they have a fast way."""
+    def _narrow_group(self, site: Site, region: Region, trial: NDArray, *columns: NDArray) -> NarrowGroup | None:
+        """The faults of ``columns`` (element, variant, drawn) at ``site``, if they change one channel at first."""
         if isinstance(site, Memory):
             kind, op = self._layer_of(site)
             return None if kind is None else kind.of(op, site, region.model, trial, *columns)
@@ -210,11 +221,70 @@ class ExactEngine:
         return None if start is None else SignalGroup(start, site, region.model, trial, *columns)
 
     def _start_of(self, site: Site) -> int | None:
-        """The node at which faults in ``site`` begin, if they have a fast way."""
+        """The node at which faults in ``site`` begin, if they change one channel at first."""
         if not isinstance(site, Memory):
             return self._result_of(site)
         kind, op = self._layer_of(site)
         return None if kind is None else op.layer if isinstance(op, Mixing) else op.index
+
+    def _scattered(
+        self, sites: Mapping[str, Site], space: FaultSpace, faults: Faults, trials: NDArray[np.int64]
+    ) -> tuple[list[Group], NDArray[np.int64]]:
+        """The ``trials`` whose faults can all be placed in the graph, by where all have acted, and the others."""
+        if not len(trials):
+            return [], trials
+        nodes = {region.site: self._nodes_of(sites[region.site]) for region in space.regions}
+        of_region = [nodes[region.site] or (-1,) for region in space.regions]
+        first, last = np.full(faults.trials, len(self.graph.nodes)), np.full(faults.trials, -1)
+        np.minimum.at(first, faults.trial, np.array([min(found) for found in of_region])[faults.region])
+        np.maximum.at(last, faults.trial, np.array([max(found) for found in of_region])[faults.region])
+        placed = trials[first[trials] >= 0]
+        spans, number = np.unique(np.stack([first[placed], last[placed]]), axis=1, return_inverse=True)
+        end = np.array([self._end_of(int(one), int(other)) for one, other in spans.T], np.int64)[number.reshape(-1)]
+        groups: list[Group] = [
+            Scattered(self.runner, sites, nodes, space, faults, start, placed[end == start])
+            for start in np.unique(end).tolist()
+        ]
+        return groups, trials[first[trials] < 0]
+
+    def _nodes_of(self, site: Site) -> tuple[int, ...] | None:
+        """The nodes at which faults in ``site`` act; ``None`` where they cannot be told."""
+        if site.name not in self._nodes:
+            known = not isinstance(site, Memory) or self._follows(site)
+            self._nodes[site.name] = nodes_of(self.graph, site) if known else None
+        return self._nodes[site.name]
+
+    def _follows(self, site: Memory) -> bool:
+        """Whether the graph gives the model's outputs also when every word of ``site`` is another one.
+
+        It does not where tracing has read the tensor once and for all.
+        """
+        rows = np.arange(_PROBES) % self.runner.inputs
+        tensors = [tensor[torch.from_numpy(rows).to(tensor.device)] for tensor in self.runner.tensors]
+        elements, words = np.arange(math.prod(site.shape)), site.words()
+        with site.overwritten(elements, words ^ np.uint64(2**site.format.bits - 1)):
+            try:
+                expected = torch.from_numpy(self.runner.run(Batch(rows, np.arange(_PROBES))))
+                found = self.graph.run(tensors)[self.graph.output]
+            except Exception:  # whatever a model does with such values
+                return False
+        return same(found.cpu(), expected)
+
+    def _end_of(self, first: int, last: int) -> int:
+        """The first node that ends a stage and on which alone all depends that follows the nodes first .. last."""
+        if (first, last) not in self._ends:
+            graph = self.graph
+            deviating = graph.reached_from(node for node in range(first, last + 1) if graph.leads_to_output[node])
+            reads = {
+                node: max((c for c in graph.nodes[node].consumers if graph.leads_to_output[c]), default=node)
+                for node in deviating
+            }
+            self._ends[first, last] = next(
+                end
+                for end in sorted({*self._boundaries, graph.output})
+                if end >= last and all(reads[node] <= end for node in deviating if node < end)
+            )
+        return self._ends[first, last]
 
     def _layer_of(self, site: Memory) -> tuple[type[StoredGroup], Operator] | tuple[None, None]:
         """How faults in a stored tensor are run, and its layer, if that is called once and shares it with no other."""
@@ -239,8 +309,8 @@ class ExactEngine:
         plain = isinstance(site, Output) and site.granularity == "element" and site.batch_axis == 0
         if not plain or site.steps != 1 or site.part != 0 or len(site.value_shape) == 0:
             return None
-        node = self._places.get(site.place)
-        return node if node in self._float_results else None
+        nodes = self.graph.places.get(site.place, ())
+        return nodes[0] if len(nodes) == 1 and nodes[0] in self._float_results else None
 
     def _chunk_ranges(self) -> Iterator[range]:
         for start in range(0, self.runner.inputs, self._inputs_per_chunk):
@@ -284,10 +354,11 @@ class ExactEngine:
                 parts.setdefault(index, []).append(value)
         chunk.adopt({index: torch.cat(parts.pop(index)) for index in list(parts)})
 
-    @cached_property
-    def place_of(self) -> dict[int, str]:
-        """The places of nodes, where they have one."""
-        return {node: place for place, node in self._places.items()}
+    def _suffix(self, start: int) -> Suffix:
+        """The way of a deviation of all of the result of node ``start``."""
+        if start not in self._suffixes:
+            self._suffixes[start] = Suffix(self.graph, self.stages, [start], self.gains)
+        return self._suffixes[start]
 
     def narrow(self, start: int) -> Narrow:
         """The way of a deviation that begins in one channel of the result of node ``start``."""
@@ -296,152 +367,22 @@ class ExactEngine:
         return self._narrow[start]
 
 
+def _hand_in_resting(space: FaultSpace, faults: Faults, recorder: Recorder) -> None:
+    """Record the pairs in which no fault acts: of trials without any, and of single intermittent faults at rest."""
+    rows, inputs = np.diff(faults.bounds), np.arange(recorder.golden.inputs)
+    activity = np.zeros(faults.trials)
+    single = np.flatnonzero(rows == 1)
+    activity[single] = np.array([region.activity for region in space.regions])[faults.region[faults.bounds[single]]]
+    for trial in np.flatnonzero((rows <= 1) & (activity < 1)).tolist():
+        resting = np.flatnonzero(recorder.awaited[trial] & ~faults.acts(activity[trial], inputs, trial))
+        recorder.identical(np.full(len(resting), trial), resting)
+
+
 def _give_back_freed_memory() -> None:
     """Hand freed memory back to the system, where the C library keeps it (glibc); it would add up over chunks."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:
         trim(0)
-
-
-class _Block:
-    """The trials of one group on one chunk of the inputs."""
-
-    def __init__(
-        self,
-        engine: ExactEngine,
-        chunk: Chunk,
-        error: float,
-        group: Group,
-        recorder: Recorder,
-        replay: Replay,
-        prediction: Prediction | None,
-    ):
-        self.engine = engine
-        self.chunk = chunk
-        self.error = error
-        self.replay = replay
-        self.group = group
-        self.recorder = recorder
-        self.prediction = prediction
-        self.radius = torch.from_numpy(recorder.radius[chunk.inputs.start : chunk.inputs.stop])
-        self.narrow = engine.narrow(group.start)
-        self.most_growth = math.inf if self.narrow.homogeneous else _MOST_GROWTH
-        self.proved: list[tuple[Tensor, Tensor, Tensor]] = []
-
-    def run(self) -> None:
-        """Record every awaited pair."""
-        inputs, trials = self.chunk.inputs, max(1, _SORTED_TOGETHER // len(self.chunk.inputs))
-        for first in range(0, len(self.group.trial), trials):
-            chosen = self.group.trial[first : first + trials]
-            number, row = np.nonzero(self.recorder.awaited[chosen, inputs.start : inputs.stop])
-            number, row = self._acting(number + first, row)
-            if self.radius.any():
-                number, row = self._not_bounded_at_once(number, row)
-                some = max(1, _DEVIATIONS_TOGETHER // self.group.positions(self.chunk))
-                for place in range(0, len(number), some):
-                    self._simulate(number[place : place + some], row[place : place + some])
-            else:
-                self.replay.add(self.group, number, row)
-            self._hand_in_bounded()
-
-    def _inputs(self, row: NDArray[np.int64]) -> NDArray[np.int64]:
-        return row + self.chunk.inputs.start
-
-    def _acting(self, number: NDArray, row: NDArray) -> tuple[NDArray, NDArray]:
-        """Let go of pairs in which the fault changes no bit."""
-        acts = self.group.acts(self.chunk, number, row)
-        self.recorder.identical(self.group.trial[number[~acts]], self._inputs(row[~acts]))
-        return number[acts], row[acts]
-
-    def _not_bounded_at_once(self, number: NDArray, row: NDArray) -> tuple[NDArray, NDArray]:
-        """Let go of pairs by (size of the first deviation) · (gain of its channel)."""
-        gain = self.engine.gains.of_channels(self.group.start).numpy()[self.group.channel(number)]
-        with np.errstate(all="ignore"):
-            deviation = self.group.size(self.chunk, number, row) * gain + self.error
-        proved = deviation < self.radius.numpy()[row]
-        self.recorder.bounded(self.group.trial[number[proved]], self._inputs(row[proved]), deviation[proved])
-        number, row = number[~proved], row[~proved]
-        by_channel = np.argsort(self.group.channel(number), kind="stable")
-        return number[by_channel], row[by_channel]
-
-    def _simulate(self, number: NDArray, row: NDArray) -> None:
-        chunk = self.chunk
-        together = max(1, _BYTES_TOGETHER // self.narrow.largest_result(chunk))
-        pairs = Pairs(
-            chunk, torch.from_numpy(number), torch.from_numpy(row), {}, torch.zeros(len(row), dtype=torch.float64)
-        )
-        source = self.group.source(chunk, number, row)
-        deviations = self.narrow.deviations(chunk, pairs.row, source)
-        measured = self.narrow.measured(chunk, pairs.row, source, deviations)
-        pairs.size = torch.stack(list(measured.sizes.values())).amax(0)
-        kept = self._decide(pairs, measured)
-        if kept is not None:
-            source = source.take(kept)
-            deviations = {index: value[kept] for index, value in deviations.items()}
-        scaled, radius = pairs.growth > LEAST_SCALED, self.radius if self.prediction is None else None
-        for chosen, scale in ((~scaled, 1.0), (scaled, SCALE)):
-            numbers = torch.nonzero(chosen).flatten()
-            for first in range(0, len(numbers), together):
-                some = numbers[first : first + together]
-                part = Pairs(
-                    chunk, pairs.trial[some], pairs.row[some], {}, pairs.growth[some], radius, scale, pairs.size[some]
-                )
-                moved = {index: value[some] / scale for index, value in deviations.items()}
-                outputs = self.narrow.run(part, source.take(some), moved, self._decide)
-                if len(part):
-                    self._judge(part, outputs * scale)
-
-    def _decide(self, pairs: Pairs, deviation: Deviation) -> Tensor | None:
-        """Let go of pairs whose outputs provably, or predictably, move too little, and of those beyond trust."""
-        pairs.growth = torch.maximum(pairs.growth, deviation.relative)
-        bound = deviation.bound + self.error * (1 + pairs.growth)
-        proved = bound < self.radius[pairs.row]
-        lost = ~proved & ~((deviation.largest < LARGEST) & (pairs.growth < self.most_growth))
-        kept = ~(proved | lost)
-        if self.prediction is not None:
-            kept &= ~self._screened(pairs, deviation, kept)
-        if bool(kept.all()):
-            return None
-        self.proved.append((pairs.trial[proved], pairs.row[proved], bound[proved]))
-        self._put_off(pairs, lost)
-        pairs.keep(kept)
-        return kept
-
-    def _screened(self, pairs: Pairs, deviation: Deviation, open_: Tensor) -> Tensor:
-        """Hand in which of the pairs ``open_`` are predicted to move too little, but for those under audit."""
-        screened = torch.zeros(len(pairs), dtype=torch.bool)
-        if not deviation.sizes:
-            return screened
-        places = [self.engine.place_of.get(node) for node in deviation.sizes]
-        chosen = torch.nonzero(open_).flatten().numpy()
-        trial, inputs = self.group.trial[pairs.trial.numpy()[chosen]], self._inputs(pairs.row.numpy()[chosen])
-        sizes = [size.numpy()[chosen] for size in deviation.sizes.values()]
-        decided = self.prediction.hand_in(self.recorder, trial, inputs, places, sizes, deviation.extent)
-        screened[chosen[decided]] = True
-        return screened
-
-    def _hand_in_bounded(self) -> None:
-        if self.proved:
-            number, row, bound = (torch.cat(part).numpy() for part in zip(*self.proved, strict=True))
-            self.recorder.bounded(self.group.trial[number], self._inputs(row), bound)
-            self.proved.clear()
-
-    def _put_off(self, pairs: Pairs, chosen: Tensor) -> None:
-        if bool(chosen.any()):
-            self.replay.add(self.group, pairs.trial[chosen].numpy(), pairs.row[chosen].numpy())
-
-    def _judge(self, pairs: Pairs, outputs: Tensor) -> None:
-        """Record outputs that rounding cannot bring to another verdict."""
-        outputs = outputs.cpu()
-        finite = torch.isfinite(outputs.reshape(len(outputs), -1)).all(dim=1)
-        inputs = self._inputs(pairs.row.numpy())
-        slack = np.zeros(len(outputs))
-        some = finite.numpy()
-        slack[some] = self.recorder.slack(inputs[some], outputs.numpy()[some])
-        trusted = torch.from_numpy(slack) > self.error * (1 + pairs.growth)
-        chosen = trusted.numpy()
-        self.recorder.outputs(self.group.trial[pairs.trial.numpy()[chosen]], inputs[chosen], outputs.numpy()[chosen])
-        self._put_off(pairs, ~trusted)
 
 
 def _stored(model: nn.Module) -> Iterator[Tensor]:

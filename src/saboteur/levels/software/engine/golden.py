@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from saboteur.levels.software.engine.batching import Batching
-from saboteur.levels.software.engine.graph import Graph, Untraceable, Values
+from saboteur.levels.software.engine.graph import Graph, Node, Untraceable, Values
 from saboteur.levels.software.runner import Runner
 
 
@@ -74,6 +75,44 @@ class Chunk:
                 parts.append(self.graph.call(call, inputs))
             self.values[node] = torch.cat(parts)[: len(self.inputs)]
         return self.values[node]
+
+    def again(
+        self,
+        until: int,
+        rows: Tensor,
+        changed: Values,
+        anew: Collection[int] = (),
+        call: Callable[[Node, Values], Any] | None = None,
+    ) -> Any:
+        """The result of node ``until`` for a batch in which something is not as in the fault-free run.
+
+        Args:
+            until: the node.
+            rows: int64 [batch size], the inputs, counted from the chunk's first.
+            changed: results for the batch, by node.
+            anew: nodes whose calls are made, as those of all that follow them or ``changed``.
+            call: makes a call; by default :meth:`.graph.Graph.call`.
+        """
+        graph, call = self.graph, call or self.graph.call
+        values, wanted, calls = dict(changed), {until}, []
+        dirty = graph.reached_from({*changed, *anew}) if anew else graph.after(list(changed))
+        for node in reversed(graph.nodes[: until + 1]):
+            index = node.index
+            if index not in wanted or index in values:
+                continue
+            if index in dirty:
+                calls.append(node)
+                wanted.update(node.inputs)
+            elif not graph.varies[index]:
+                values[index] = self.constants[index]
+            elif index in self.values:
+                values[index] = self.values[index][rows]
+            else:
+                calls.append(node)
+                wanted.update(node.inputs)
+        for node in reversed(calls):
+            values[node.index] = call(node, values)
+        return values[until]
 
     def rows(self, node: int) -> Tensor:
         """The result of ``node`` as runs from the middle of the graph make it, from which single inputs are picked.

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import operator
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
+from saboteur.faults.formats import NumberFormat
+from saboteur.levels.software.emulation import rounded_output
 from saboteur.levels.software.flow import Event, children, leaves, tapped
 from saboteur.levels.software.runner import input_place
 
@@ -49,12 +52,19 @@ class Graph:
     Args:
         model: in eval mode.
         output: which element of a returned tuple or mapping is the output.
+        rounding: formats that outputs of modules and inputs are rounded to, by place.
 
     Raises:
-        Untraceable: when the model's control flow depends on its inputs, or its output is no tensor.
+        Untraceable: when the model's control flow depends on its inputs, its output is no tensor, or what is to be
+            rounded is inside a call.
     """
 
-    def __init__(self, model: nn.Module, output: int | str | None = None):
+    def __init__(
+        self,
+        model: nn.Module,
+        output: int | str | None = None,
+        rounding: Mapping[str, NumberFormat] = MappingProxyType({}),
+    ):
         tracer = _Tracer()
         try:
             traced = tracer.trace(model)
@@ -76,6 +86,7 @@ class Graph:
             for index, call in enumerate(calls)
         ]
         self.arguments = [node.index for node in self.nodes if node.call.op == "placeholder"]
+        self._rounding = self._rounded(rounding)
         returned = next(call for call in traced.nodes if call.op == "output").args[0]
         if output is not None:
             try:
@@ -87,11 +98,33 @@ class Graph:
         self.output = self._index[returned]
         self.tensors: set[int] = set()
         """The nodes whose results are tensors, known after :meth:`check`."""
+        self.places: dict[str, tuple[int, ...]] = {}
+        """The nodes of places, as :mod:`saboteur.levels.software.flow` names them, in the order in which they are
+        reached, known after :meth:`find_places`."""
+        self.place_of: dict[int, tuple[str, int]] = {}
+        """The place of each node that has one, and how many times it was reached before."""
         self.absorbing: set[int] = set()
         """The nodes in whose results a NaN makes the output NaN: see :mod:`.absorption`."""
         self._after: dict[tuple[int, ...], set[int]] = {}
         self.varies = self._varying()
         self.leads_to_output = self._leading()
+
+    def _rounded(self, rounding: Mapping[str, NumberFormat]) -> dict[int, NumberFormat]:
+        """The formats that results are rounded to, by node."""
+        if not rounding:
+            return {}
+        found = {}
+        for position, node in enumerate(self.arguments):
+            place = input_place(position, len(self.arguments))
+            if place in rounding:
+                found[node] = rounding[place]
+        for path, module in leaves(self.model).items():
+            if path in rounding:
+                calls = self.calls_of(module)
+                if not calls:
+                    raise Untraceable(f"{path}: its output is rounded to a number format inside a call")
+                found |= {node.index: rounding[path] for node in calls}
+        return found
 
     def _varying(self) -> list[bool]:
         """Whether each node depends on the model's input."""
@@ -129,36 +162,35 @@ class Graph:
         """The calls of a module."""
         return [node for node in self.nodes if node.module is module]
 
-    def places(self, tensors: Sequence[Tensor], values: Values) -> dict[str, int]:
-        """The nodes of places, as :mod:`saboteur.levels.software.flow` names them, that are reached once.
+    def find_places(self, tensors: Sequence[Tensor], values: Values) -> None:
+        """Find the :attr:`places` that are nodes each time they are reached.
 
         Args:
             tensors: the model's arguments.
-            values: the result of every call for them; a place is only given where its result is the same.
+            values: the result of every call for them; a place is only found where its results are the same.
         """
-        seen: dict[str, Tensor] = {}
-        again: set[str] = set()
+        seen: dict[str, list[Any]] = defaultdict(list)
+        named = {input_place(position, len(tensors)): (node,) for position, node in enumerate(self.arguments)}
+        rounding = {place: self._rounding.get(node) for place, (node,) in named.items()}
+        for path, module in leaves(self.model).items():
+            calls = tuple(node.index for node in self.calls_of(module))
+            if calls:
+                named[path] = calls
+                rounding[path] = self._rounding.get(calls[0])
 
         def visit(event: Event) -> Any:
-            if event.place in seen:
-                again.add(event.place)
-            if isinstance(event.output, Tensor):
-                seen[event.place] = event.output.clone()
+            event.output = rounded_output(event.output, rounding.get(event.place))
+            seen[event.place].append(_copied(event.output))
             return event.output
 
         with tapped(self.model, visit, leaves(self.model), functions=True):
-            self.model(*(tensor.clone() for tensor in tensors))
-        named = {input_place(position, len(tensors)): node for position, node in enumerate(self.arguments)}
-        for path, module in leaves(self.model).items():
-            calls = self.calls_of(module)
-            if len(calls) == 1:
-                named[path] = calls[0].index
-        named |= self._function_places(values)
-        return {
-            place: node
-            for place, node in named.items()
-            if place not in again and (node in self.arguments or same(seen.get(place), values[node]))
-        }
+            self.model(*(_copied(values[node]) for node in self.arguments))
+        named |= {place: (node,) for place, node in self._function_places(values).items()}
+        for place, nodes in named.items():
+            reached = [values[node] for node in nodes]
+            if nodes[0] in self.arguments or same(seen[place], reached):
+                self.places[place] = nodes
+                self.place_of |= {node: (place, call) for call, node in enumerate(nodes)}
 
     def _function_places(self, values: Values) -> dict[str, int]:
         calls: Counter[str] = Counter()
@@ -181,43 +213,54 @@ class Graph:
         """The nodes that depend on any of ``sources``, these not included."""
         key = tuple(sources)
         if key not in self._after:
-            self._after[key] = self._reached_from(key)
+            self._after[key] = self.reached_from(key) - set(key)
         return self._after[key]
 
-    def _reached_from(self, sources: tuple[int, ...]) -> set[int]:
+    def reached_from(self, sources: Iterable[int]) -> set[int]:
+        """The nodes that depend on any of ``sources``, and these."""
         reached = set(sources)
         for node in self.nodes:
             if any(source in reached for source in node.inputs):
                 reached.add(node.index)
-        return reached - set(sources)
+        return reached
 
     def call(self, node: Node, values: Mapping[int, Any]) -> Any:
         """The result of ``node`` from the values of its inputs, which stay as they are."""
+        return rounded_output(self.event(node, values).output, self._rounding.get(node.index))
+
+    def event(self, node: Node, values: Mapping[int, Any]) -> Event:
+        """The call of ``node``, not rounded; values of inputs stay as they are."""
 
         def value(source: fx.Node) -> Any:
             found = values[self._index[source]]
             return found.clone() if node.overwrites and isinstance(found, Tensor) else found
 
         call = node.call
+        place, reached = self.place_of.get(node.index, ("", 0))
         if call.op == "get_attr":
-            return operator.attrgetter(str(call.target))(self.model)
+            return Event(place, reached, self.model, (), {}, operator.attrgetter(str(call.target))(self.model))
         args = fx.node.map_arg(call.args, value)
         kwargs = fx.node.map_arg(call.kwargs, value)
         if node.module is not None:
-            return node.module(*args, **kwargs)
+            return Event(place, reached, node.module, args, kwargs, node.module(*args, **kwargs))
         if call.op == "call_function":
-            return call.target(*args, **kwargs)
-        return getattr(args[0], str(call.target))(*args[1:], **kwargs)
+            return Event(place, reached, self.model, args, kwargs, call.target(*args, **kwargs))
+        output = getattr(args[0], str(call.target))(*args[1:], **kwargs)
+        return Event(place, reached, self.model, args, kwargs, output)
 
     def run(self, tensors: Sequence[Tensor]) -> Values:
         """The result of every call for the model's arguments ``tensors``."""
-        values: Values = dict(zip(self.arguments, tensors, strict=False))
         if len(self.arguments) != len(tensors):
             raise Untraceable(f"it takes {len(self.arguments)} arguments, of which {len(tensors)} are given")
+        values = self._given(tensors)
         for node in self.nodes:
             if node.index not in values:
                 values[node.index] = self.call(node, values)
         return values
+
+    def _given(self, tensors: Sequence[Tensor]) -> Values:
+        given = zip(self.arguments, tensors, strict=True)
+        return {node: rounded_output(tensor, self._rounding.get(node)) for node, tensor in given}
 
     def check(self, tensors: Sequence[Tensor]) -> Values:
         """Make sure that the first axis of every result tells the inputs apart, and that calls repeat.
@@ -233,7 +276,7 @@ class Graph:
                 it is made again.
         """
         size = len(tensors[0])
-        values: Values = dict(zip(self.arguments, (tensor.clone() for tensor in tensors), strict=True))
+        values = self._given([tensor.clone() for tensor in tensors])
         for node in self.nodes:
             if node.index not in values:
                 before = {source: _copied(values[source]) for source in node.inputs}

@@ -23,10 +23,10 @@ from saboteur.levels.software.signals import Output
 
 
 class Group(ABC):
-    """Trials of a single fault each, whose first deviation is in one channel of one result.
+    """Trials that deviate first in one result.
 
     Attributes:
-        start: the node whose result deviates first.
+        start: the node whose result that is.
         trial: int64 [n].
     """
 
@@ -34,8 +34,22 @@ class Group(ABC):
     trial: NDArray[np.int64]
 
     @abstractmethod
+    def faulted(self, chunk: Chunk, number: NDArray[np.int64], row: NDArray[np.int64]) -> Tensor:
+        """The result [pairs, ...] of :attr:`start` with its faults, in the plain engine's bits.
+
+        Args:
+            chunk: the fault-free results.
+            number: int64 [pairs], the trial of each pair by its place in :attr:`trial`, sorted.
+            row: int64 [pairs], the input of each pair, counted from the chunk's first.
+        """
+
     def acts(self, chunk: Chunk, number: NDArray[np.int64], row: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Whether the fault changes a bit, for pairs of a trial's number in the group and a row of the chunk."""
+        """Whether a fault may change a bit of the result, for pairs as in :meth:`faulted`: bool [pairs]."""
+        return np.ones(len(number), bool)
+
+
+class NarrowGroup(Group):
+    """Trials of a single fault each, whose first deviation is in one channel of one result."""
 
     @abstractmethod
     def size(self, chunk: Chunk, number: NDArray[np.int64], row: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -53,13 +67,9 @@ class Group(ABC):
     def source(self, chunk: Chunk, number: NDArray[np.int64], row: NDArray[np.int64]) -> Source:
         """The first deviation."""
 
-    @abstractmethod
-    def faulted(self, chunk: Chunk, number: NDArray[np.int64], row: NDArray[np.int64]) -> Tensor:
-        """The result [pairs, ...] of ``start`` with its fault, in the plain engine's bits; ``number`` is sorted."""
-
 
 @dataclass(frozen=True, eq=False)
-class StoredGroup(Group):
+class StoredGroup(NarrowGroup):
     """Faults in one stored tensor of a layer that is called once.
 
     Attributes:
@@ -222,7 +232,7 @@ def _normalised(planes: Tensor, eps: float, of_channel: Mapping[str, Tensor]) ->
 
 
 @dataclass(frozen=True, eq=False)
-class SignalGroup(Group):
+class SignalGroup(NarrowGroup):
     """Faults in single values of one result.
 
     Attributes:

@@ -105,8 +105,7 @@ class Narrow:
 
     def largest_result(self, chunk: Chunk) -> int:
         """The bytes of the largest result of one pair on the way to the outputs."""
-        made = [chunk.values[stage.index] for stage in self._suffix.stages if stage.index in chunk.values]
-        return max((value[0].nbytes for value in (*made, chunk.values[self.graph.output])), default=1)
+        return self._suffix.largest_result(chunk)
 
     def deviations(self, chunk: Chunk, row: Tensor, source: Source) -> dict[int, Tensor]:
         """By how much the channel deviates in each result that all channels, or none, read next.

@@ -208,6 +208,13 @@ class Pairs:
             for index, value in kept.items()
         }
 
+    def slice(self, first: int, last: int) -> Pairs:
+        """The pairs number ``first`` .. ``last`` − 1, whose values share the memory of these."""
+        part = slice(first, last)
+        values = {index: value[part] for index, value in self.values.items()}
+        columns = self.trial[part], self.row[part], values, self.growth[part], self.radius, self.scale, self.size[part]
+        return Pairs(self.chunk, *columns)
+
     def norm(self, index: int, summed: bool = False) -> Tensor | float:
         """The norm of the result of a node where it deviates, or the largest absolute sum of a channel; else 0."""
         value = self.values.get(index, 0)
@@ -310,6 +317,11 @@ class Suffix:
             if later and read == {stage.index}:
                 cuts.add(stage.index)
         return cuts
+
+    def largest_result(self, chunk: Chunk) -> int:
+        """The bytes of the largest result of one pair on the way to the outputs."""
+        made = [chunk.values[stage.index] for stage in self.stages if stage.index in chunk.values]
+        return max(value[0].nbytes for value in (*made, chunk.values[self.graph.output]))
 
     def run(self, pairs: Pairs, decide: Decide) -> Tensor:
         """The outputs of the pairs that ``decide``, called at every cut, has not let go of."""
