@@ -195,6 +195,24 @@ def test_stuck_in_one_element_through_many_tiles(dataflow: str, place: str, kind
     same(array.errors(mapping, a, b, image, rows), plain)
 
 
+def test_faults_in_nets_and_pins_of_like_cells_do_not_meet() -> None:
+    """Machines with faults in the output and in the inputs of one cell run together as they do apart."""
+    array = simulator("output_stationary", level="gate")
+    mapping, a, b = layer(array, (7, 5, 5))
+    nets, pins = (stuck_in(array, PLACES["west_edge"], kind, 250) for kind in ("nets", "pins"))
+    code = array.simulator.compiled.hooked_code[0]
+    cells = [{site.cell for site in code.sites if site.offset in rows["offset"]} for rows in (nets, pins)]
+    assert len(cells[0] & cells[1]) > 50
+    image = np.random.default_rng(2).integers(0, 3, 500)
+    together = np.concatenate([nets, pins])
+    together["fault"][250:] += 250
+    for errors in (array.errors, array.stream):
+        parts = [errors(mapping, a, b, image[:250], nets.copy()), errors(mapping, a, b, image[250:], pins.copy())]
+        apart = [np.concatenate([getattr(part, name) for part in parts]) for name in ("fault", "row", "column", "delta")]
+        apart[0][len(parts[0].fault) :] += 250
+        same(errors(mapping, a, b, image, together.copy()), Errors(*apart))
+
+
 @pytest.mark.parametrize("count", [1, 2, 7, 40])
 @pytest.mark.parametrize("sizes", [(1, 1, 1), (6, 1, 4), (9, 3, 4), (60, 4, 12)])
 def test_parts_of_the_stream_side_by_side(count: int, sizes: tuple[int, int, int]) -> None:

@@ -134,11 +134,11 @@ int64_t layer_changes(const Layer *l, int64_t begin, int64_t pairs, const int64_
         for (int r = 0; r < count; r++) {
             const int64_t at = reached[r], row = (image[pair] * positions + at) * l->lanes;
             requantize(l, accumulators + row, sums + at * l->lanes, after);
-            for (int o = 0; o < l->outputs; o++)
-                if (after[o] != golden[row + o]) {
-                    out_position[out] = l->channels_last ? (int32_t)at * l->outputs + o : o * positions + (int32_t)at;
-                    out_value[out++] = after[o];
-                }
+            for (int o = 0; o < l->outputs; o++) { /* without branches: which outputs change cannot be foreseen */
+                out_position[out] = l->channels_last ? (int32_t)at * l->outputs + o : o * positions + (int32_t)at;
+                out_value[out] = after[o];
+                out += after[o] != golden[row + o];
+            }
         }
         out_first[pair + 1] = out;
     }
@@ -164,20 +164,18 @@ void element_changes(const int8_t *table, int64_t elements, int64_t pairs, const
             const int8_t b = mark[at] ? scratch[at] : golden_b[start + at];
             const int8_t y = table[(value_a[e] + 128) * 256 + b + 128];
             mark[at] = 0;
-            if (y != golden[start + at]) {
-                out_position[out] = at;
-                out_value[out++] = y;
-            }
+            out_position[out] = at;
+            out_value[out] = y;
+            out += y != golden[start + at];
         }
         for (int64_t e = first_b[pair]; e < first_b[pair + 1]; e++) {
             const int32_t at = position_b[e];
             if (!mark[at]) continue;
             const int8_t y = table[(golden_a[start + at] + 128) * 256 + value_b[e] + 128];
             mark[at] = 0;
-            if (y != golden[start + at]) {
-                out_position[out] = at;
-                out_value[out++] = y;
-            }
+            out_position[out] = at;
+            out_value[out] = y;
+            out += y != golden[start + at];
         }
         out_first[pair + 1] = out;
     }

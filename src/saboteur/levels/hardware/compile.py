@@ -121,7 +121,10 @@ class SliceCode:
             self._store(("state", flip_flop), value)
 
     def first_site(self, cell: int) -> int:
-        """The offset of the first site of a cell: there, at gate level, is counted how many faults are in the cell."""
+        """The offset of the first site of a cell.
+
+        There, at gate level, is counted how many faults are in the cell; at each other site, how many are in that.
+        """
         return self._first[cell]
 
     def function(self, name: str) -> str:
@@ -243,9 +246,11 @@ class SliceCode:
             )
         clean = _GATES[cell.kind].format(**{port: self._wire(bits[0]) for port, bits in cell.inputs.items()})
         pins = {port: self._operand(index, cell, port, 1) for port in cell.inputs}
-        masked = self._mask(_GATES[cell.kind].format(**pins), (index, "Y", 1))
+        masked, at = _GATES[cell.kind].format(**pins), self.hook_bytes // 64
+        output = self._mask(f"c{index}", (index, "Y", 1))
+        in_pins = f"f[{self.first_site(index) // 64}] != f[{at}]" if self.hook_bytes // 64 > at else "1"
         self._lines.append(f"W c{index} = {clean};")
-        self._where_present(index, f"c{index} = {masked};")
+        self._where_present(index, f"{{ if ({in_pins}) c{index} = {masked}; c{index} = {output}; }}")
 
     def _wire(self, bit: Bit) -> str:
         """C for a wire of the gate level."""

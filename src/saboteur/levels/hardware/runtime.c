@@ -70,7 +70,7 @@ typedef struct {
     int32_t *reader_first, *reader;       /* read nodes of each memory */
     char **hook;                          /* masks of each node, made on first use */
     int32_t **first_site;                 /* gate level: [offset / 64], 64ths before the first site of the same cell */
-    uint16_t **faults_in;                 /* gate level, behind the masks: [that], how many faults a cell has */
+    uint16_t **faults_in;                 /* gate level, behind the masks: [that], how many faults a cell has; of other sites, [offset / 64] */
     int32_t *hooks;                       /* faults present at each node */
     u64 *mask[2];                         /* lanes in which a slot differs */
     int32_t *dirty[2]; int dirty_count[2];
@@ -295,15 +295,16 @@ static u64 seen_value(Machine *m, const Row *r, int lane) {
     return (get(h + 2 * r->size, bytes, lane) & get(h, bytes, lane)) ^ get(h + r->size, bytes, lane);
 }
 
-/* A fault or a look at a net begins or ends. */
-static void hook_up(Machine *m, const Row *r) {
-    m->hooks[r->place]++;
-    if (GATE) m->faults_in[r->place][m->first_site[r->place][r->offset / 64]]++;
+/* A fault or a look at a net begins (1) or ends (-1). */
+static void count_fault(Machine *m, const Row *r, int change) {
+    m->hooks[r->place] += change;
+    if (!GATE) return;
+    int site = r->offset / 64, first = m->first_site[r->place][site];
+    m->faults_in[r->place][first] += change;
+    if (site != first) m->faults_in[r->place][site] += change;
 }
-static void unhook(Machine *m, const Row *r) {
-    m->hooks[r->place]--;
-    if (GATE) m->faults_in[r->place][m->first_site[r->place][r->offset / 64]]--;
-}
+static void hook_up(Machine *m, const Row *r) { count_fault(m, r, 1); }
+static void unhook(Machine *m, const Row *r) { count_fault(m, r, -1); }
 static void end_fault(Machine *m, const Row *r, int lane) { unhook(m, r); set_hook(m, r, lane, ~0ull, 0); }
 
 /* What a fault at a hook does in a cycle, before anything is computed. */

@@ -132,24 +132,33 @@ static const char *block(const Stream *s, const char *blocks, const int32_t *of,
     return tile < 0 || tile >= s->tiles ? s->zero : blocks + image * image_bytes + of[tile] * bytes;
 }
 
-/* The operands that are on inputs in phases low .. high - 1 of each lane's period. */
-static void fetch(const Stream *s, const Chunk *c, int step, int low, int high, char **operands) {
+/* Words of each lane's tile, side by side; those of A are from these places, and there for phases low .. high - 1. */
+typedef struct { char *words; const char *a[LANES]; int low, high; } Operands;
+
+/* The operands that are on inputs in phases low .. high - 1 of each lane's period. Tiles that follow each other often
+ * have the same words of A. */
+static void fetch(const Stream *s, const Chunk *c, int step, int low, int high, Operands *operands) {
     const int groups = s->words / 8, row = GATE ? 64 * s->width : LANES * s->bytes;
     const char *a[LANES], *b[LANES];
     for (int back = 0; back < s->backs; back++) {
+        Operands *o = operands + back;
         const int32_t *first = s->first_use + back * groups, *last = s->last_use + back * groups;
-        int found = 0;
+        int found = 0, there = 0;
         for (int g = 0; g < groups; g++) {
             if (first[g] >= high || last[g] < low) continue;
-            if (!found++)
+            if (!found++) {
                 for (int l = 0; l < LANES; l++) {
                     int tile = l < c->lanes ? c->period[l] + step - back : -1, image = l < c->lanes ? c->image[l] : 0;
                     a[l] = block(s, s->a, s->a_block, s->a_block_bytes, s->a_image_bytes, image, tile);
                     b[l] = block(s, s->b, s->b_block, s->b_block_bytes, s->b_image_bytes, image, tile);
                 }
+                there = o->low <= low && o->high >= high && !memcmp(o->a, a, sizeof a);
+                if (!there) { memcpy(o->a, a, sizeof a); o->low = low; o->high = high; }
+            }
+            if (there && g < s->a_groups) continue;
             const char *const *from = g < s->a_groups ? a : b;
             int64_t at = 8ll * s->bytes * (g < s->a_groups ? g : g - s->a_groups);
-            interleave(operands[back] + (int64_t)8 * g * row, from, at, s->bytes, s->width, c->lanes);
+            interleave(o->words + (int64_t)8 * g * row, from, at, s->bytes, s->width, c->lanes);
         }
     }
 }
@@ -165,12 +174,12 @@ static Inputs make_inputs(const Machine *m, const Stream *s) {
     return in;
 }
 
-static inline const char *operand(const Stream *s, int phase, int field, char *const *operands) {
+static inline const char *operand(const Stream *s, int phase, int field, const Operands *operands) {
     int64_t at = (int64_t)phase * s->fields + field;
-    return s->back[at] < 0 ? NULL : operands[s->back[at]] + (int64_t)s->word[at] * (GATE ? 64 * s->width : LANES * s->bytes);
+    return s->back[at] < 0 ? NULL : operands[s->back[at]].words + (int64_t)s->word[at] * (GATE ? 64 * s->width : LANES * s->bytes);
 }
 
-static inline void set_inputs(Machine *m, const Stream *s, int phase, char *const *operands, Inputs in) {
+static inline void set_inputs(Machine *m, const Stream *s, int phase, const Operands *operands, Inputs in) {
     enum { SHOWN = 2 };
     const u64 *constant = s->constant + (int64_t)phase * s->inputs;
     int partial = 0;
@@ -219,10 +228,15 @@ static void load_states(Machine *m, const Chunk *c, u64 **memory) {
     const int64_t words = state_words(m);
     const golden_t *from[LANES];
     int64_t k = 0;
-    for (int l = 0; l < c->lanes; l++) from[l] = c->start + c->start_of[l] * words;
+    int alike = 1;
+    for (int l = 0; l < c->lanes; l++) {
+        from[l] = c->start + c->start_of[l] * words;
+        alike &= from[l] == from[0];
+    }
     for (int s = 0; s < m->slots; s++) {
         if (!m->is_state[s]) continue;
         char *v = m->value[0][s];
+        if (alike) { fill(v, m->bytes[s], from[0][k++]); continue; }
 #if GATE
 #define DO(T) for (int l = 0; l < c->lanes; l++) put(v, 1, l, from[l][k]);
 #else
@@ -384,8 +398,8 @@ static void unmask_hooks(Machine *m, Masked *masked, int t) {
  * number of the result. */
 int64_t run_window(Machine *m, const Stream *s, const Chunk *c, u64 **memory) {
     const int row = GATE ? 64 * s->width : LANES * s->bytes;
-    char *operands[s->backs];
-    for (int back = 0; back < s->backs; back++) operands[back] = aligned_alloc(64, (int64_t)s->words * row + 64);
+    Operands *operands = calloc(s->backs, sizeof *operands);
+    for (int back = 0; back < s->backs; back++) operands[back].words = aligned_alloc(64, (int64_t)s->words * row + 64);
     Row *acting = malloc(sizeof(Row) * (c->rows + 1));
     Inputs in = make_inputs(m, s);
     Forced *forced = malloc(sizeof(Forced) * (c->rows + 1));
@@ -444,7 +458,7 @@ int64_t run_window(Machine *m, const Stream *s, const Chunk *c, u64 **memory) {
         for (int l = 0; l < c->lanes; l++)
             if (c->differs[l]) store_state(m, c->cycles & 1, l, c->lanes, memory, c->state + l * words);
     }
-    for (int back = 0; back < s->backs; back++) free(operands[back]);
-    free(acting); free(forced); free(masked.row); free(in.held); free(in.other); free(in.input_of);
+    for (int back = 0; back < s->backs; back++) free(operands[back].words);
+    free(operands); free(acting); free(forced); free(masked.row); free(in.held); free(in.other); free(in.input_of);
     return m->differences;
 }
