@@ -225,3 +225,77 @@ def test_radii_are_of_use(criterion):
         for worst in ([-1, 1, 1, 1, 1, 1, 1], [-1, -1, -1, -1, -1, 1, 1])
     ]
     assert any(found)
+
+
+CHANGES = [ConfidenceChange(percent=percent) for percent in (1e-9, 1, 10, 50, 95, 99.9, 150)]
+
+
+def corners(classes: int) -> np.ndarray:
+    """Each class one way and all others the other way, both ways; those of an index above a limit one way."""
+    one = 2 * np.eye(classes) - 1
+    staircase = 2 * np.tri(classes) - 1
+    return np.concatenate([one, -one, staircase, -staircase])
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.sampled_from([np.float32, np.float64]),
+    st.sampled_from(["logits", "probabilities"]),
+    st.integers(2, 8),
+    st.sampled_from([1.0, 30.0, 1e4, 1e30]),
+    st.data(),
+)
+def test_no_move_below_the_slack_changes_a_verdict(dtype, kind, classes, size, data):
+    bound = np.float32(size if kind == "logits" else 1)
+    low = -bound if kind == "logits" else np.float32(0)
+    drawn = arrays(dtype, (4, classes), elements=st.floats(float(low), float(bound), width=32))
+    golden = Golden(data.draw(drawn), kind=kind)
+    near = golden.outputs + data.draw(arrays(dtype, (4, classes), elements=st.sampled_from([0.0, 0.05, -0.05, 0.5])))
+    outputs = data.draw(st.sampled_from([near.astype(dtype), data.draw(drawn)]))
+    random = data.draw(arrays(np.float64, (8, classes), elements=st.floats(-1, 1)))
+    by_rank = np.argsort(np.argsort(outputs, axis=1, kind="stable"), axis=1)
+    inputs = np.arange(4)
+    for criterion in ANY + CHANGES:
+        if isinstance(criterion, TopK) and classes <= criterion.k:
+            continue
+        verdict, slack = criterion.sdc(golden, inputs, outputs), criterion.slack(golden, inputs, outputs)
+        assert (slack >= 0).all()
+        step = np.where(np.isfinite(slack), slack, 10 * size)[:, None]
+        for direction in np.concatenate([corners(classes), random]):
+            for share in (1 - 1e-9, 0.5):
+                moved = (outputs + share * step * direction[by_rank]).astype(dtype)
+                inside = np.abs(moved.astype(np.float64) - outputs).max(axis=1) < slack
+                changed = criterion.sdc(golden, inputs, moved) != verdict
+                assert not (changed & inside).any(), (criterion, outputs, moved)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.integers(2, 8), st.data())
+def test_the_slack_of_a_confidence_is_the_distance_at_which_it_changes(classes, data):
+    scores = arrays(np.float64, (4, classes), elements=st.floats(-6, 6, width=16))
+    golden, outputs, rows = Golden(data.draw(scores)), data.draw(scores), np.arange(4)
+    faulty, lead = Golden(outputs).confidence, np.diff(np.sort(outputs, axis=1)[:, -2:], axis=1)[:, 0]
+    sign = np.where(np.arange(classes) == outputs.argmax(axis=1)[:, None], 1.0, -1.0)
+    for criterion in CHANGES:
+        if criterion.percent < 1:  # so near to each other that a step goes past both limits
+            continue
+        slack, verdict = criterion.slack(golden, rows, outputs), criterion.sdc(golden, rows, outputs)
+        # At least what follows from exp(-2d) <= changed confidence / confidence <= exp(2d) alone.
+        limits = golden.confidence * (1 + criterion.percent / 100 * np.array([[-1], [1]]))
+        ratio = np.abs(np.log(faulty) - np.log(np.maximum(limits, 1e-300))).min(axis=0) / 2
+        assert (slack >= ratio * (1 - 1e-5) - 1e-11).all()
+        beyond = (1 + 1e-5) * slack + 1e-9
+        step = np.where(beyond < 100, beyond, 0.0)[:, None] * sign
+        changes = [criterion.sdc(golden, rows, outputs + way * step) != verdict for way in (1, -1)]
+        assert (changes[0] | changes[1])[beyond < lead / 2].all()
+
+
+def test_the_slack_of_a_saturated_confidence():
+    golden = Golden(np.array([[50.0, 0.0, 0.0]]))
+    assert golden.confidence[0] == 1
+    inputs, huge = np.array([0, 0, 0]), np.array([[1e6, 0.0, 0.0], [0.0, 1e30, 0.0], [2.0, 0.0, 0.0]])
+    expected = [(1e6 - np.log(18)) / 2, 1e30 / 2, (np.log(18) - 2) / 2]  # 0.9 is crossed at odds of 9 = e^x / 2
+    np.testing.assert_allclose(Sdc10Percent().slack(golden, inputs, huge), expected, rtol=2e-6)
+    np.testing.assert_allclose(Sdc10Percent().radius(golden), (50 - np.log(18)) / 2, rtol=2e-6)
+    never = ConfidenceChange(percent=70)  # 0.3 is below a third, 1.7 above 1
+    assert never.radius(golden)[0] == np.inf

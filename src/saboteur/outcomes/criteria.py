@@ -16,9 +16,13 @@ from pydantic import Field
 
 from saboteur.errors import TargetError
 from saboteur.extensions import Part, described, extensible
-from saboteur.outcomes.golden import Golden, confidence
+from saboteur.outcomes.golden import Golden, confidence, confidence_log_odds
 
 _CONFIDENCE_ROUNDING = 1e-14
+"""What rounding can add to a confidence, as a share of it."""
+
+_LOG_ODDS_ROUNDING = 1e-13
+"""What rounding can add to log-odds of up to 40; beyond, ``_SHRINK`` covers it."""
 
 _SHRINK = 1 - 1e-6
 
@@ -178,30 +182,35 @@ class ConfidenceChange(InferenceCriterion):
         return np.abs(confidence(outputs, golden.kind) - before) > self.percent / 100 * before
 
     def radius(self, golden: Golden) -> NDArray[np.float64]:
-        """Up to where either limit cannot be reached.
-
-        With confidence c = 1 / (1 + S), logits that move by at most d leave it between 1 / (1 + S·exp(2d)) and
-        1 / (1 + S·exp(−2d)), whichever class then leads. It falls by the share a where exp(2d) = 1 + a / ((1 − a)
-        (1 − c)) and rises by it where exp(2d) = 1 + a / (1 − c − a c). The share is taken smaller than it is by what
-        rounding can add to a confidence.
-        """
-        share, before = max(self.percent / 100 - _CONFIDENCE_ROUNDING, 0.0), golden.confidence
-        if golden.kind != "logits":
-            return _SHRINK * share * before
-        rest = 1 - before + _CONFIDENCE_ROUNDING
-        falls = share / ((1 - share) * rest) if share < 1 else np.full(golden.inputs, np.inf)
-        room = rest - share * before
-        rises = np.where(room > 0, share / np.where(room > 0, room, 1.0), np.inf)
-        return _SHRINK * np.log1p(np.minimum(falls, rises)) / 2
+        """The slack of the golden outputs."""
+        return self.slack(golden, np.arange(golden.inputs), golden.outputs)
 
     def slack(self, golden: Golden, inputs: NDArray[np.int64], outputs: NDArray) -> NDArray[np.float64]:
-        """The distance to either limit; for logits moved by at most d, confidence changes by at most exp(±2d)."""
-        limits = golden.confidence[inputs] * np.array([[1 - self.percent / 100], [1 + self.percent / 100]])
-        faulty = confidence(outputs, golden.kind)
+        """The distance to the nearer limit, (1 − a) c or (1 + a) c with the golden confidence c and a = percent / 100.
+
+        Probabilities that move by at most d move the highest by at most d. For logits, with p_i = 1 / (1 + S_i),
+        S_i = Σ_{j ≠ i} exp(s_j − s_i): if every logit moves by at most d, each term of S_i, and S_i, is multiplied by
+        exp(−2d) to exp(2d), so that the log-odds ln(p_i / (1 − p_i)) = −ln S_i move by at most 2d. So does the highest
+        of them, that of the confidence: the moved confidence is not below the moved p_i of the class that led before,
+        and no class may come higher than the leading one may. A limit l is therefore not crossed while 2d is less
+        than the distance of the log-odds of the confidence from ln(l / (1 − l)). Below half of the lead of the first
+        class over the second the bound is attained, by moving the first one way and all others the other way.
+
+        A limit of 1 or more is never exceeded, and none below 1 / classes is undercut: the confidence is the largest
+        of so many probabilities. What rounding can add to a confidence widens the limits into ranges.
+        """
+        share = self.percent / 100
+        limits = golden.confidence[inputs] * np.array([[1 - share], [1 + share]])
+        rounding = _CONFIDENCE_ROUNDING * limits[1]
+        low, high = limits - rounding, limits + rounding
         if golden.kind != "logits":
-            return _SHRINK * np.abs(faulty - limits).min(axis=0)
-        distances = np.abs(np.log(faulty) - np.log(np.maximum(limits, np.finfo(np.float64).tiny)))
-        return _SHRINK * np.maximum(distances.min(axis=0) / 2 - 1e-12, 0.0)
+            value = confidence(outputs, golden.kind)
+            return _SHRINK * np.maximum(np.maximum(low - value, value - high), 0.0).min(axis=0)
+        value = confidence_log_odds(outputs)
+        distance = np.maximum(_log_odds(low) - value, value - _log_odds(high))
+        crossed = (low < 1) & (high >= 1 / outputs.shape[1])
+        nearer = np.where(crossed, distance, np.inf).min(axis=0)
+        return _SHRINK * np.maximum(nearer / 2 - _LOG_ODDS_ROUNDING, 0.0)
 
 
 class Sdc10Percent(ConfidenceChange):
@@ -286,6 +295,13 @@ if TYPE_CHECKING:
 else:
     AnyCriterion = extensible(Criterion)
 STANDARD = (Sdc1(), Sdc5(), Sdc10Percent(), Sdc20Percent())
+
+
+def _log_odds(probability: NDArray[np.float64]) -> NDArray[np.float64]:
+    """ln(p / (1 − p)), infinite for what is no probability."""
+    p = np.clip(probability, 0, 1)
+    with np.errstate(divide="ignore"):
+        return np.log(p) - np.log1p(-p)
 
 
 def _half_margin(golden: Golden, k: int) -> NDArray[np.float64]:

@@ -142,3 +142,18 @@ def confidence(outputs: NDArray, kind: OutputKind) -> NDArray[np.float64]:
     with np.errstate(over="ignore"):
         scores = scores - highest[:, None]
     return 1 / np.exp(scores, out=scores).sum(axis=1)
+
+
+def confidence_log_odds(logits: NDArray) -> NDArray[np.float64]:
+    """ln(c / (1 − c)) of the confidence c of each row of finite logits [n, classes], also where c rounds to 1.
+
+    With the highest logit s₁ and the second s₂ it is s₁ − s₂ − ln Σ exp(s_j − s₂) over all but the highest.
+    """
+    scores, rows = logits.astype(np.float64), np.arange(len(logits))
+    first = scores.argmax(axis=1)
+    highest = scores[rows, first]
+    scores[rows, first] = -np.inf
+    second = scores.max(axis=1)
+    with np.errstate(over="ignore"):
+        others = np.exp(scores - second[:, None]).sum(axis=1)
+        return np.minimum(highest - second, np.finfo(np.float64).max) - np.log(others)
