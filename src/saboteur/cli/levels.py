@@ -9,7 +9,18 @@ from typing import Annotated, Any
 import typer
 
 from saboteur.cli.source import Json, StoreArgument
-from saboteur.cli.terminal import facts, interval, number, percent, say, show, show_json, table
+from saboteur.cli.terminal import (
+    facts,
+    interval,
+    number,
+    percent,
+    say,
+    show,
+    show_json,
+    signed_interval,
+    signed_percent,
+    table,
+)
 from saboteur.errors import CampaignError
 
 Criterion = Annotated[
@@ -64,7 +75,9 @@ def levels(
             if row is None:
                 continue
             difference = (
-                "" if row.difference is None else f"{_signed(row.difference.best)}  {_signed_interval(row.difference)}"
+                ""
+                if row.difference is None
+                else f"{signed_percent(row.difference.best)}  {signed_interval(row.difference)}"
             )
             p_value = None if row.p_value is None else f"{row.p_value:.3g}"
             e = row.estimate
@@ -92,14 +105,6 @@ def levels(
                 )
             )
     show(facts(lines))
-
-
-def _signed(rate: float) -> str:
-    return f"{100 * rate:+.3f} %"
-
-
-def _signed_interval(difference: Any) -> str:
-    return f"[{100 * difference.low:+.3f}, {100 * difference.high:+.3f}]"
 
 
 def hybrid(

@@ -11,7 +11,19 @@ import typer
 from rich.text import Text
 
 from saboteur.cli.source import Json, StoreArgument, read_campaign
-from saboteur.cli.terminal import arrow_table, facts, interval, number, percent, say, show, show_json, table
+from saboteur.cli.terminal import (
+    arrow_table,
+    facts,
+    interval,
+    number,
+    percent,
+    say,
+    show,
+    show_json,
+    signed_interval,
+    signed_percent,
+    table,
+)
 from saboteur.errors import CampaignError, StoreError
 
 if TYPE_CHECKING:
@@ -230,10 +242,17 @@ def compare(
         [f"{side} {name}", "faults", percent(e.best), interval(e), e.k, e.n]
         for side, name, e in zip("ab", names, (found.a, found.b), strict=True)
     ]
-    rows.append(["a − b", "faults", _signed(found.faults.best), _signed_interval(found.faults), None, None])
+    rows.append(["a − b", "faults", signed_percent(found.faults.best), signed_interval(found.faults), None, None])
     if found.inferences is not None:
         rows.append(
-            ["a − b", "inferences", _signed(found.inferences.best), _signed_interval(found.inferences), None, None]
+            [
+                "a − b",
+                "inferences",
+                signed_percent(found.inferences.best),
+                signed_interval(found.inferences),
+                None,
+                None,
+            ]
         )
     show(table(f"SDC by {found.criterion}", ["", "of", "rate>", "interval>", "k>", "n>"], rows))
     lines = [("method", found.method), ("confidence", percent(found.confidence))]
@@ -243,14 +262,6 @@ def compare(
             ("exact McNemar test", f"p = {found.p_value:.3g}"),
         ]
     show(facts(lines))
-
-
-def _signed(rate: float) -> str:
-    return f"{100 * rate:+.2f} %"
-
-
-def _signed_interval(difference: Any) -> str:
-    return f"{_signed(difference.low)} … {_signed(difference.high)}"
 
 
 def rescore(

@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import fields, is_dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, SupportsFloat
 
 from rich import box
 from rich.console import Console
@@ -16,7 +16,7 @@ from rich.text import Text
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from saboteur.statistics import Estimate
+    from saboteur.statistics import Difference, Estimate
 
 _PIPED_WIDTH = 200
 
@@ -95,6 +95,16 @@ def percent(rate: float) -> str:
     if hundredth == 0 or hundredth >= 0.1:
         return f"{hundredth:.2f} %"
     return f"{hundredth:.2g} %"
+
+
+def signed_percent(difference: SupportsFloat) -> str:
+    """A difference of rates in per cent, with its sign."""
+    return f"{100 * float(difference):+.3f} %"
+
+
+def signed_interval(difference: Difference) -> str:
+    """Bounds of a difference of rates."""
+    return f"{signed_percent(difference.low)} … {signed_percent(difference.high)}"
 
 
 def interval(estimate: Estimate) -> str:

@@ -11,6 +11,7 @@ from saboteur.levels.crosslayer.target import AcceleratorTarget
 from saboteur.levels.hardware import designs
 from saboteur.levels.software import loading as software
 from saboteur.levels.software.spec import PyTorchTarget
+from saboteur.loading import call
 
 _SHIPPED = {"output_stationary": designs.OutputStationary, "weight_stationary": designs.WeightStationary}
 _DEFAULT_SIZE = 8
@@ -51,7 +52,7 @@ def load_array(spec: AcceleratorSpec) -> designs.SystolicArray | ArrayAdapter | 
     name = spec.array or "output_stationary"
     if name in _SHIPPED:
         return _SHIPPED[name](rows=spec.rows or _DEFAULT_SIZE, cols=spec.cols or _DEFAULT_SIZE)
-    array = software.call("array", name)
+    array = call("array", name)
     missing = (
         [] if isinstance(array, designs.SystolicArray) else [name for name in _ADAPTER if not hasattr(array, name)]
     )

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +19,7 @@ from saboteur.levels.hardware.simulate import Stimulus
 from saboteur.levels.hardware.spec import HardwareTarget, OutputPort
 from saboteur.levels.hardware.testbench import Observation, Observed, read_hex, read_stimulus, stimulus_of
 from saboteur.levels.hardware.waves import WAVE_FILES
+from saboteur.loading import call
 
 _DEFAULT_INPUTS = 4
 _TILE_DEPTH = 128
@@ -135,25 +133,4 @@ def _stimulus(name: str, netlist: Netlist) -> tuple[Stimulus, NDArray | None]:
         return read_stimulus(Path(name), Design(netlist))
     if Path(name).suffix in (".npz", ".csv"):
         return read_stimulus(Path(name))
-    source, _, function = name.rpartition(":")
-    if not source:
-        raise TargetError(
-            f"stimulus: {name!r} must be an .npz, .csv, .vcd or .fst file, 'package.module:function' or "
-            "'path/to/file.py:function'"
-        )
-    return stimulus_of(_function(source, function)())
-
-
-def _function(source: str, name: str) -> Any:
-    try:
-        if source.endswith(".py"):
-            found = importlib.util.spec_from_file_location(f"saboteur_stimulus_{abs(hash(source))}", source)
-            if found is None or found.loader is None:
-                raise ImportError(f"no module in {source}")
-            module = importlib.util.module_from_spec(found)
-            found.loader.exec_module(module)
-        else:
-            module = importlib.import_module(source)
-        return getattr(module, name)
-    except (ImportError, OSError, SyntaxError, AttributeError) as error:
-        raise TargetError(f"stimulus: cannot import {name!r} from {source!r}: {error}") from error
+    return stimulus_of(call("stimulus", name, "an .npz, .csv, .vcd or .fst file"))

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-import sys
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from saboteur import workloads
-from saboteur.errors import TargetError, near
+from saboteur.errors import TargetError
 from saboteur.levels.software.spec import PyTorchTarget
+from saboteur.loading import call
 
 
 def load(spec: PyTorchTarget) -> tuple[nn.Module, tuple[Tensor, ...], Any]:
@@ -53,7 +50,7 @@ def _tensor(spec: PyTorchTarget, values: Any) -> Tensor:
 def _data(name: str) -> tuple[Any, Any]:
     if name.endswith(".npz"):
         return _npz(Path(name))
-    pair = call("data", name)
+    pair = call("data", name, "an .npz file")
     if not (isinstance(pair, tuple | list) and len(pair) == 2):
         raise TargetError(f"data: {name} returned a {type(pair).__name__}; it must return (inputs, labels)")
     return pair[0], pair[1]
@@ -67,51 +64,3 @@ def _npz(path: Path) -> tuple[Any, Any]:
             return arrays["x"], arrays.get("y")
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise TargetError(f"data: cannot read {path}: {error}") from error
-
-
-def call(field: str, name: str) -> Any:
-    """What the function called ``package.module:function`` or ``path/to/file.py:function`` returns.
-
-    Args:
-        field: of the campaign file, for messages.
-        name: of the function.
-
-    Raises:
-        TargetError: when there is no such function, or it fails.
-    """
-    source, _, function = name.rpartition(":")
-    if not source:
-        raise TargetError(
-            f"{field}: {name!r} must be 'package.module:function' or 'path/to/file.py:function'"
-            + (" or an .npz file" if field == "data" else "")
-        )
-    module = _file(field, Path(source)) if source.endswith(".py") else _module(field, source)
-    found = getattr(module, function, None)
-    if not isinstance(found, Callable):
-        functions = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        raise TargetError(f"{field}: {source} has no function {function!r}{near(function, functions)}")
-    try:
-        return found()
-    except Exception as error:
-        raise TargetError(f"{field}: {name} failed: {type(error).__name__}: {error}") from error
-
-
-def _module(field: str, name: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise TargetError(f"{field}: cannot import {name!r}: {error}") from error
-
-
-def _file(field: str, path: Path) -> Any:
-    if not path.is_file():
-        raise TargetError(f"{field}: there is no file {path}")
-    name = f"saboteur_user_{path.stem}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        raise TargetError(f"{field}: {path} failed: {type(error).__name__}: {error}") from error
-    return module
