@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import signal
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -25,12 +26,16 @@ class ToyFault(FaultSpec):
 
 
 class ToyTarget(TargetSpec):
-    """``misbehave`` makes the golden run random, or one trial fail, or the process die in the middle."""
+    """``misbehave`` makes the golden run random, or one trial fail, or the process die in the middle.
+
+    A target that is ``held`` writes ``kill_flag`` with its process's number added, and injects when ``kill_flag`` is
+    gone.
+    """
 
     kind: str = "tests.campaign.toy:ToyTarget"
     fault_spec: ClassVar[type[FaultSpec]] = ToyFault
     inputs: int = 40
-    misbehave: Literal["random", "invalid", "nan", "no_logits", "killed"] | None = None
+    misbehave: Literal["random", "invalid", "nan", "no_logits", "killed", "held"] | None = None
     kill_flag: Path | None = None
 
     def open(self, resources: Resources) -> Target:
@@ -81,6 +86,10 @@ class Toy(Target):
             if self.spec.misbehave == "killed" and self.spec.kill_flag is not None and self.spec.kill_flag.exists():
                 self.spec.kill_flag.unlink()
                 os.kill(os.getpid(), signal.SIGKILL)
+            if self.spec.misbehave == "held" and self.spec.kill_flag is not None:
+                self.spec.kill_flag.with_suffix(f".{os.getpid()}").touch()
+                while self.spec.kill_flag.exists():
+                    time.sleep(0.01)
             if self.spec.misbehave == "invalid" and faults.key[trial] % np.uint64(10) == 0:
                 recorder.invalid(trial, "the harness lost its way")
                 continue
@@ -95,6 +104,9 @@ class Toy(Target):
             inputs = np.arange(self.spec.inputs) if recorder.inputs is None else recorder.inputs[trial]
             recorder.outputs(np.full(len(inputs), trial), inputs, self.run()[inputs])
             self.weights = saved
+
+    def close(self) -> None:
+        self.weights = {}  # a closed target cannot be used
 
     def trace(self, space: FaultSpace, faults: Faults, input: int) -> pa.Table:
         recorder = Recorder(self.golden(), [], 1)

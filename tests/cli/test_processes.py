@@ -28,7 +28,13 @@ def start(tmp_path):
     def call(*arguments: object) -> subprocess.Popen:
         command = [sys.executable, "-m", "saboteur.cli", *map(str, arguments)]
         process = subprocess.Popen(
-            command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+            command,
+            cwd=tmp_path,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored in a shell's background
         )
         running.append(process)
         return process
@@ -40,11 +46,15 @@ def start(tmp_path):
         process.wait()
 
 
-def wait_for_units(store: Path, count: int) -> None:
+def wait_for_files(folder: Path, pattern: str, count: int) -> None:
     until = time.monotonic() + 60
-    while len(list(store.glob("units/0*.parquet"))) < count:
-        assert time.monotonic() < until, "no unit was finished in a minute"
+    while len(list(folder.glob(pattern))) < count:
+        assert time.monotonic() < until, f"fewer than {count} files {pattern} in a minute"
         time.sleep(0.005)
+
+
+def wait_for_units(store: Path, count: int) -> None:
+    wait_for_files(store, "units/0*.parquet", count)
 
 
 def wait_for_end_of_group(group: int) -> None:
@@ -61,6 +71,14 @@ def wait_for_end_of_group(group: int) -> None:
 def slow_file(toy_file):
     """A campaign whose trials take long enough to be stopped in the middle."""
     return toy_file(sampling=N, target={"kind": "tests.campaign.toy:ToyTarget", "inputs": 4000})
+
+
+@pytest.fixture
+def held_file(toy_file, tmp_path):
+    """A campaign of 13 units: each process waits in its first until the file ``hold`` is gone."""
+    flag = tmp_path / "hold"
+    flag.touch()
+    return toy_file(target={"kind": "tests.campaign.toy:ToyTarget", "misbehave": "held", "kill_flag": str(flag)})
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -84,17 +102,64 @@ def test_interrupt_keeps_the_data_and_ends_with_3(start, process, slow_file, tmp
     running = start("run", slow_file, "--no-report", "--workers", workers)
     wait_for_units(tmp_path / "runs/toy", 5)
     os.killpg(running.pid, signal.SIGINT)  # as the terminal does
-    stdout, stderr = running.communicate(timeout=60)
-    assert running.returncode == 3
-    assert stdout == ""
-    assert "what was finished is kept" in stderr
-    assert "Traceback" not in stderr
+    stopped(running)
     kept = units(tmp_path / "runs/toy")
     assert len(kept) >= 5
     assert process("run", slow_file, "--no-report").returncode == 0
     after = units(tmp_path / "runs/toy")
     assert len(after) == 75
     assert {name: after[name] for name in kept} == kept
+
+
+def stopped(running: subprocess.Popen) -> None:
+    """The command has ended as it should after an interrupt, and left nothing running."""
+    stdout, stderr = running.communicate(timeout=60)
+    assert running.returncode == 3, stderr
+    assert stdout == ""
+    assert "what was finished is kept" in stderr
+    assert "Traceback" not in stderr
+    wait_for_end_of_group(running.pid)
+
+
+def test_an_interrupt_while_the_workers_start(start, process, toy_file, tmp_path, monkeypatch):
+    """A worker that is importing its modules does not yet handle signals itself."""
+    (tmp_path / "early").mkdir()
+    (tmp_path / "early" / "sitecustomize.py").write_text(
+        "import os, sys, time\n"
+        "if 'spawn_main' in ' '.join(sys.orig_argv):\n"
+        f"    open({str(tmp_path)!r} + f'/starting.{os.getpid()}', 'w').close()\n"
+        "    time.sleep(0.3)\n"
+    )
+    with monkeypatch.context() as patch:
+        patch.setenv("PYTHONPATH", f"{tmp_path / 'early'}{os.pathsep}{os.environ['PYTHONPATH']}")
+        running = start("run", toy_file(), "--no-report", "--workers", 2)
+    wait_for_files(tmp_path, "starting.*", 1)
+    os.killpg(running.pid, signal.SIGINT)
+    stopped(running)
+    assert units(tmp_path / "runs/toy") == {}
+    assert process("run", toy_file(), "--no-report", "--workers", 2).returncode == 0
+    assert len(units(tmp_path / "runs/toy")) == 13
+
+
+def test_workers_finish_the_units_that_an_interrupt_finds_them_at_and_no_more(start, process, held_file, tmp_path):
+    running = start("run", held_file, "--no-report", "--workers", 2)
+    wait_for_files(tmp_path, "hold.*", 2)
+    os.killpg(running.pid, signal.SIGINT)
+    time.sleep(1)
+    assert running.poll() is None
+    (tmp_path / "hold").unlink()
+    stopped(running)
+    assert sorted(units(tmp_path / "runs/toy")) == ["000-000000.parquet", "000-000001.parquet"]
+
+
+def test_a_second_interrupt_does_not_wait_for_units(start, process, held_file, tmp_path):
+    running = start("run", held_file, "--no-report", "--workers", 2)
+    wait_for_files(tmp_path, "hold.*", 2)
+    os.killpg(running.pid, signal.SIGINT)
+    time.sleep(1)
+    os.killpg(running.pid, signal.SIGINT)
+    stopped(running)
+    assert units(tmp_path / "runs/toy") == {}
 
 
 def test_a_reader_that_leaves_is_no_failure_to_speak_of(process, tmp_path):
@@ -160,15 +225,17 @@ class TestWorker:
         assert found.returncode == 1
         assert "another golden run" in found.stderr
 
-    def test_it_shares_the_work_of_a_running_campaign(self, start, process, slow_file, tmp_path):
-        running = start("run", slow_file, "--no-report")
-        wait_for_units(tmp_path / "runs/toy", 1)
+    def test_it_shares_the_work_of_a_running_campaign(self, start, process, held_file, tmp_path):
+        running = start("run", held_file, "--no-report")
+        wait_for_files(tmp_path, "hold.*", 1)
         helper = start("worker", "runs/toy", "--wait", "1")
+        wait_for_files(tmp_path, "hold.*", 2)  # each is at a unit of its own
+        (tmp_path / "hold").unlink()
         stdout, stderr = running.communicate(timeout=60)
         assert running.returncode == 0, stderr
         helped, stderr = helper.communicate(timeout=60)
         assert helper.returncode == 0, stderr
-        assert 0 < int(helped.split()[0]) < 75
-        alone = process("run", slow_file, "--store", "whole", "--no-report")
+        assert 0 < int(helped.split()[0]) < 13
+        alone = process("run", held_file, "--store", "whole", "--no-report")
         assert stdout == alone.stdout
         assert units(tmp_path / "runs/toy") == units(tmp_path / "whole")

@@ -6,22 +6,26 @@ of workers, and however often the run was killed, the finished store holds the s
 
 from __future__ import annotations
 
+import atexit
 import multiprocessing
 import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from ctypes import c_byte
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from time import monotonic
 
 import numpy as np
 import pyarrow as pa
 
+from saboteur.campaign.interrupts import held_interrupts, uninterrupted_children
 from saboteur.campaign.model import Campaign
 from saboteur.campaign.plan import Plan, Tally
 from saboteur.campaign.sampler import Sampler
@@ -219,12 +223,19 @@ def _tally(store: Store, question: Criterion, golden: Golden, strata: int) -> Ta
     return Tally(n, sdc)
 
 
+_POLL_S = 0.2
+"""How long an interrupt may wait to be noticed."""
+
 _Submit = Callable[[Round, list[int]], Iterator[pa.Table]]
 
 
 @contextmanager
 def _executor(session: Session, store: Store) -> Iterator[_Submit]:
-    """Yield a function that runs units, here or in worker processes, and yields their tables as they finish."""
+    """Yield a function that runs units, here or in worker processes, and yields their tables as they finish.
+
+    An interrupt stops a unit that runs here at once; worker processes finish the units that they are at, which
+    are kept, unless a further interrupt kills them.
+    """
     workers = session.campaign.resources.workers
     if workers == 1:
 
@@ -235,29 +246,38 @@ def _executor(session: Session, store: Store) -> Iterator[_Submit]:
         yield here
         return
     context = multiprocessing.get_context("spawn")
-    arguments = (session.campaign.model_dump_json(), str(store.path))
-    with ProcessPoolExecutor(workers, context, initializer=_open_worker, initargs=arguments) as pool:
+    stop = context.RawValue(c_byte, 0)
+    arguments = (session.campaign.model_dump_json(), str(store.path), stop)
+    with (
+        held_interrupts() as interrupted,
+        ProcessPoolExecutor(workers, context, initializer=_open_worker, initargs=arguments) as pool,
+    ):
 
         def spread(step: Round, units: list[int]) -> Iterator[pa.Table]:
             waiting = iter(units)
             running: set[Future[pa.Table]] = set()
             try:
-                while True:
-                    for unit in waiting:
-                        running.add(pool.submit(_work, step, unit))
-                        if len(running) >= 2 * workers:
-                            break
+                while not interrupted():
+                    with uninterrupted_children():
+                        running |= {
+                            pool.submit(_work, step, unit) for unit in islice(waiting, 2 * workers - len(running))
+                        }
                     if not running:
                         return
-                    finished, running = wait(running, return_when=FIRST_COMPLETED)
+                    finished, running = wait(running, _POLL_S, FIRST_COMPLETED)
                     for future in finished:
                         yield future.result()
+                raise KeyboardInterrupt
             except BrokenProcessPool as error:
+                if interrupted():
+                    raise KeyboardInterrupt from None
                 raise SaboteurError(
                     "workers: a worker process died (killed, or out of memory); what was finished before is kept, "
                     "and the same command goes on from there. Fewer workers or a smaller batch_size need less memory"
                 ) from error
             finally:
+                if running:
+                    stop.value = 1
                 for future in running:
                     future.cancel()
 
@@ -274,15 +294,21 @@ def _finished_unit(session: Session, store: Store, step: Round, unit: int) -> pa
 
 
 _worker: tuple[Session, Store] | Exception = StoreError("worker: not opened")
+_stop = c_byte(0)
 
 
-def _open_worker(campaign: str, path: str) -> None:
+def _open_worker(campaign: str, path: str, stop: c_byte) -> None:
     """Open the campaign in a worker process; a failure is kept for the first unit to raise, with its reason."""
-    global _worker
+    global _worker, _stop
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt reaches all; the parent lets the units finish
     threading.Thread(target=_leave_with_parent, daemon=True).start()
+    _stop = stop
+    if _stop.value:
+        return
+    resources = ExitStack()
+    atexit.register(resources.close)
     try:
-        session = Session.open(Campaign.model_validate_json(campaign)).__enter__()
+        session = resources.enter_context(Session.open(Campaign.model_validate_json(campaign)))
         store = Store.open(Path(path))
         store.require(session.id, session.golden)
         _worker = session, store
@@ -299,6 +325,8 @@ def _leave_with_parent() -> None:
 
 
 def _work(step: Round, unit: int) -> pa.Table:
+    if _stop.value:
+        raise CancelledError
     if isinstance(_worker, Exception):
         raise _worker
     return _finished_unit(*_worker, step, unit)

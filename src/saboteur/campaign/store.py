@@ -275,11 +275,12 @@ class Store:
                 os.fsync(stream.fileno())
             temporary.replace(target)
         except OSError as error:
-            temporary.unlink(missing_ok=True)
             raise StoreError(
                 f"store: cannot write {target}: {error.strerror or error}; what was finished before is kept, and "
                 "the same command goes on from there"
             ) from error
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 _DIGEST = b"digest"
