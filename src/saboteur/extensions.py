@@ -7,6 +7,7 @@ through the entry-point group of its family, or by ``package.module:Class`` with
 from __future__ import annotations
 
 import inspect
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
@@ -63,6 +64,15 @@ def resolve(group: str, kind: str) -> type[Part]:
     return found
 
 
+def importable(group: str) -> dict[str, type[Part]]:
+    """The registered parts by kind, without those of packages that are not installed in full."""
+    found = {}
+    for kind in sorted(registered(group)):
+        with suppress(SaboteurError):
+            found[kind] = resolve(group, kind)
+    return found
+
+
 def extensible(base: type[Part]) -> Any:
     """The annotation of a field that takes any part of ``base``'s group, as an object, a mapping or a kind.
 
@@ -90,11 +100,11 @@ class _SchemaOfGroup:
 
     def __get_pydantic_json_schema__(self, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
         mappings, names = [], []
+        known = importable(self.group)
         for kind in sorted(registered(self.group)):
             tag = {"properties": {"kind": {"const": kind}}, "required": ["kind"]}
-            try:
-                part = resolve(self.group, kind)
-            except SaboteurError:  # registered by a package that is not installed in full
+            part = known.get(kind)
+            if part is None:
                 mappings.append({"type": "object"} | tag)
                 names.append(kind)
                 continue

@@ -8,13 +8,24 @@ from io import StringIO
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, ValidationInfo, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    SerializeAsAny,
+    ValidationError,
+    ValidationInfo,
+    model_validator,
+)
+from pydantic_core import CoreSchema
 from ruamel.yaml import YAML
 from ruamel.yaml.constructor import DuplicateKeyError
 from ruamel.yaml.error import YAMLError
 
-from saboteur.campaign.target import AnyTargetSpec, FaultSpec, Resources
+from saboteur.campaign.target import AnyTargetSpec, FaultSpec, Resources, TargetSpec
 from saboteur.errors import CampaignError
+from saboteur.extensions import importable
 from saboteur.faults.space import StratifyBy
 from saboteur.outcomes.criteria import STANDARD, AnyCriterion, Criterion, FaultCriterion
 
@@ -133,6 +144,35 @@ class Campaign(_Frozen):
     keep_outputs: bool = Field(default=False, description="keep raw outputs, so that any criterion can re-score them")
     seed: Annotated[int, Field(ge=0)] = 0
     resources: Resources = Resources()
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        """Of faults, one may stand without a list; which fields they take depends on the target's kind."""
+
+        def one_or_many(fault: dict[str, Any]) -> dict[str, Any]:
+            return {"anyOf": [fault, {"type": "array", "items": fault, "minItems": 1}]}
+
+        schema = handler.resolve_ref_schema(handler(core_schema))
+        common = handler.resolve_ref_schema(handler(FaultSpec.__pydantic_core_schema__))
+        open_to_others = {name: value for name, value in common.items() if name != "additionalProperties"}
+        schema["properties"]["faults"] = one_or_many(open_to_others)
+        schema["allOf"] = [
+            {
+                "if": {
+                    "properties": {
+                        "target": {
+                            "anyOf": [
+                                {"const": kind},
+                                {"type": "object", "properties": {"kind": {"const": kind}}, "required": ["kind"]},
+                            ]
+                        }
+                    }
+                },
+                "then": {"properties": {"faults": one_or_many(handler(spec.fault_spec.__pydantic_core_schema__))}},
+            }
+            for kind, spec in importable(TargetSpec.group).items()
+        ]
+        return schema
 
     @model_validator(mode="before")
     @classmethod

@@ -25,7 +25,12 @@ from saboteur.faults.space import Duration, Faults, FaultSpace, Region
 from saboteur.outcomes.golden import Golden
 from saboteur.outcomes.recorder import Recorder
 
-Names = Annotated[tuple[str, ...], BeforeValidator(lambda given: (given,) if isinstance(given, str) else given)]
+Names = Annotated[
+    tuple[str, ...],
+    BeforeValidator(
+        lambda given: (given,) if isinstance(given, str) else given, json_schema_input_type=str | tuple[str, ...]
+    ),
+]
 """One name or several: names of files, or patterns in which * and ? match as in file names."""
 
 

@@ -23,7 +23,16 @@ from typing import Annotated, Any, ClassVar, Literal
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    ValidationError,
+    ValidationInfo,
+    model_validator,
+)
+from pydantic_core import CoreSchema
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
@@ -199,9 +208,36 @@ class ErrorModel(FaultModel):
             extra = sorted(set(data) - {"file", "kind", "output_shape"})
             if extra:
                 raise ValueError(f"file: stands for the whole model; leave out {', '.join(extra)}")
+            if not isinstance(data["file"], str | Path):
+                raise ValueError(f"file: is {data['file']!r}; it takes a path")
             folder = (info.context or {}).get("folder", Path())
             return _content(folder / data["file"], data.get("output_shape"))
         return data
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        """Its content, or the file that stands for it."""
+        size = {"type": "integer", "minimum": 1}
+        stands_for_it = {
+            "type": "object",
+            "properties": {
+                "kind": {"const": "error_model"},
+                "file": {
+                    "type": "string",
+                    "format": "path",
+                    "description": "an error model, of saboteur learn or of CLASSES; from the campaign file's folder",
+                },
+                "output_shape": {
+                    "type": "array",
+                    "items": size,
+                    "minItems": 1,
+                    "description": "of a file of CLASSES: the shape of one input's output of the layer",
+                },
+            },
+            "required": ["file"],
+            "additionalProperties": False,
+        }
+        return {"anyOf": [handler(core_schema), stands_for_it]}
 
     @model_validator(mode="after")
     def _distinct(self) -> ErrorModel:

@@ -112,7 +112,7 @@ class HardwareTarget(TargetSpec):
     )
     pes: Annotated[int, Field(ge=1)] = Field(default=8, description="processing elements of each layer of a network")
 
-    @field_validator("outputs", mode="before")
+    @field_validator("outputs", mode="before", json_schema_input_type=str | OutputPort | tuple[str | OutputPort, ...])
     @classmethod
     def _one_or_many(cls, value: object) -> object:
         return (value,) if isinstance(value, str | dict | OutputPort) else value
