@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, GetJsonSchemaHandler, SerializeAsAny, ValidationInfo, WrapValidator
 from pydantic_core import CoreSchema, PydanticCustomError
@@ -28,6 +28,9 @@ class Part(BaseModel):
 
     group: ClassVar[str]
     kind: str
+
+
+_Part = TypeVar("_Part", bound=Part)
 
 
 def described(part: Part) -> str:
@@ -64,12 +67,14 @@ def resolve(group: str, kind: str) -> type[Part]:
     return found
 
 
-def importable(group: str) -> dict[str, type[Part]]:
-    """The registered parts by kind, without those of packages that are not installed in full."""
+def importable(base: type[_Part]) -> dict[str, type[_Part]]:
+    """The registered parts of ``base``'s group by kind, without those of packages that are not installed in full."""
     found = {}
-    for kind in sorted(registered(group)):
+    for kind in sorted(registered(base.group)):
         with suppress(SaboteurError):
-            found[kind] = resolve(group, kind)
+            part = resolve(base.group, kind)
+            if issubclass(part, base):
+                found[kind] = part
     return found
 
 
@@ -91,17 +96,17 @@ def extensible(base: type[Part]) -> Any:
         except SaboteurError as error:
             raise PydanticCustomError("kind", "{reason}", {"reason": str(error)}) from error
 
-    return Annotated[SerializeAsAny[base], WrapValidator(validate), _SchemaOfGroup(base.group)]
+    return Annotated[SerializeAsAny[base], WrapValidator(validate), _SchemaOfGroup(base)]
 
 
 @dataclass(frozen=True)
 class _SchemaOfGroup:
-    group: str
+    base: type[Part]
 
     def __get_pydantic_json_schema__(self, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
         mappings, names = [], []
-        known = importable(self.group)
-        for kind in sorted(registered(self.group)):
+        known = importable(self.base)
+        for kind in sorted(registered(self.base.group)):
             tag = {"properties": {"kind": {"const": kind}}, "required": ["kind"]}
             part = known.get(kind)
             if part is None:

@@ -170,7 +170,7 @@ class Campaign(_Frozen):
                 },
                 "then": {"properties": {"faults": one_or_many(handler(spec.fault_spec.__pydantic_core_schema__))}},
             }
-            for kind, spec in importable(TargetSpec.group).items()
+            for kind, spec in importable(TargetSpec).items()
         ]
         return schema
 
