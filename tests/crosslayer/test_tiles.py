@@ -208,9 +208,10 @@ def test_faults_in_nets_and_pins_of_like_cells_do_not_meet() -> None:
     together["fault"][250:] += 250
     for errors in (array.errors, array.stream):
         parts = [errors(mapping, a, b, image[:250], nets.copy()), errors(mapping, a, b, image[250:], pins.copy())]
-        apart = [np.concatenate([getattr(part, name) for part in parts]) for name in ("fault", "row", "column", "delta")]
-        apart[0][len(parts[0].fault) :] += 250
-        same(errors(mapping, a, b, image, together.copy()), Errors(*apart))
+        columns = zip(*((part.fault, part.row, part.column, part.delta) for part in parts), strict=True)
+        fault, row, column, delta = map(np.concatenate, columns)
+        fault[len(parts[0].fault) :] += 250
+        same(errors(mapping, a, b, image, together.copy()), Errors(fault, row, column, delta))
 
 
 @pytest.mark.parametrize("count", [1, 2, 7, 40])
@@ -253,6 +254,20 @@ def test_cones_are_columns(level: str) -> None:
         register = name.rsplit(".", 1)[1].split("[")[0]
         spreads = register in ("a", "valid", "clear", "drain") and "column[0]" in name
         assert counts == {2 if spreads else 1}, name
+
+
+@pytest.mark.parametrize("dataflow", ARRAYS)
+@pytest.mark.parametrize("level", ["word", "gate"])
+def test_elements_beside_those_of_a_column_only_pass_words_on(dataflow: str, level: str) -> None:
+    array = simulator(dataflow, level=level)
+    mapping, _, _ = layer(array, (7, 5, 5))
+    plan, compiled = array._plan(array._shape(mapping)), array.simulator.compiled
+    moving = {moves.address for moves in compiled.moves}
+    (west, share), (east, larger) = sorted((plan.computed(one) for one in np.eye(2, dtype=bool)), key=lambda x: x[1])
+    assert not moving.intersection(west["clean"].tolist())
+    assert moving.intersection(east["clean"].tolist())
+    assert share < larger < share * {"word": 1.7, "gate": 1.3}[level]
+    assert plan.computed(np.ones(2, bool))[1] > larger
 
 
 @pytest.mark.parametrize("dataflow", ARRAYS)

@@ -223,7 +223,7 @@ class _Plan:
         self.settles = self._settles()
         self.unsettled: set[tuple[int, ...]] = set()
         """Faults, as they act, in which parts of the stream were found to begin in the wrong state."""
-        self._needed: dict[bytes, tuple[NDArray[np.int32], float]] = {}
+        self._computed: dict[bytes, tuple[NDArray, float]] = {}
 
     @property
     def total(self) -> int:
@@ -264,19 +264,12 @@ class _Plan:
         """[keeps]: which are in these groups."""
         return groups[self._group_of_keep]
 
-    def nodes(self, groups: NDArray[np.bool_]) -> NDArray[np.int32]:
-        """The nodes that must be computed for these groups of results."""
-        return self._shared(groups)[0]
-
-    def share(self, groups: NDArray[np.bool_]) -> float:
-        """Which share of the array's cells they have."""
-        return self._shared(groups)[1]
-
-    def _shared(self, groups: NDArray[np.bool_]) -> tuple[NDArray[np.int32], float]:
+    def computed(self, groups: NDArray[np.bool_]) -> tuple[NDArray, float]:
+        """What must be computed for these groups of results, and which share of the array's cells that is."""
         key = groups.tobytes()
-        if key not in self._needed:
-            self._needed[key] = self.cones.nodes(groups), self.cones.share(groups)
-        return self._needed[key]
+        if key not in self._computed:
+            self._computed[key] = self.cones.computed(groups)
+        return self._computed[key]
 
     def _tables(self) -> Tables:
         schedule, design = self.schedule, self.simulator.design
@@ -629,7 +622,8 @@ class _Stream:
     def _cost(self, bundle: _Bundle) -> float:
         if len(bundle.faults) > self._lanes:
             return np.inf
-        return (self._plan.share(bundle.reached) + _RUN_SHARE) * self._cut(bundle)[1] + _CHUNK_SHARE * self._periods
+        share = self._plan.computed(bundle.reached)[1]
+        return (share + _RUN_SHARE) * self._cut(bundle)[1] + _CHUNK_SHARE * self._periods
 
     @property
     def _periods(self) -> int:
@@ -683,7 +677,7 @@ class _Stream:
                 snapshots=snapshots,
                 states=states,
                 sums=sums,
-                nodes=plan.nodes(bundle.reached),
+                nodes=plan.computed(bundle.reached)[0],
                 fields=np.array([needed[wires["slot"]].any() for wires in plan.tables.wires]),
                 counted=counted,
                 add_from=np.where(part > 0, lead, 0) if parts > 1 else None,

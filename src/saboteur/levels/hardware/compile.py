@@ -32,6 +32,7 @@ from saboteur.levels.hardware.importing import Level
 from saboteur.levels.hardware.netlist import Bit, Cell, Design, Slice, plain
 
 LANES: dict[Level, int] = {"word": 64, "gate": 512}
+_CELLS_OF_A_MOVE = 2
 _GATES = {
     "$_NOT_": "~{A}",
     "$_BUF_": "{A}",
@@ -407,6 +408,41 @@ def _sign_extended(value: str, width: int, to: int) -> str:
     return f"((u{bits})((s{bits})((u{bits})({value}) << {bits - width}) >> {bits - width}))"
 
 
+@dataclass(frozen=True)
+class Moves:
+    """The flip-flops of a slice that take their word from outside of it through two cells at most, by themselves.
+
+    Attributes:
+        writes: which of the writes of the slice they are.
+        size: how many cells and flip-flops.
+        address: of the code that computes them alone, called like the clean slice.
+    """
+
+    writes: frozenset[int]
+    size: int
+    address: int
+
+
+def _moving(part: Slice) -> Slice:
+    """The flip-flops of :class:`Moves`, with their cells."""
+    module, inside = part.module, set(part.cells)
+    cells: set[int] = set()
+    flip_flops = []
+    for flip_flop in part.flip_flops:
+        found: list[int] = []
+        bits = list(module.cells[flip_flop].inputs["D"])
+        while bits and len(found) <= _CELLS_OF_A_MOVE:
+            source = module.source_of(bits.pop())
+            if source is not None and source[0] == "cell" and source[1] in inside and source[1] not in found:
+                found.append(source[1])
+                bits += [bit for word in module.cells[source[1]].inputs.values() for bit in word]
+        if len(found) <= _CELLS_OF_A_MOVE:
+            cells.update(found)
+            flip_flops.append(flip_flop)
+    in_order = [cell for cell in part.cells if cell in cells]
+    return Slice(module, part.index, in_order, flip_flops, part.reads, part.writes)
+
+
 class CompiledDesign:
     """A design with its native code.
 
@@ -425,8 +461,21 @@ class CompiledDesign:
     @cached_property
     def clean(self) -> list[int]:
         """The addresses of the clean slices."""
-        code = [SliceCode(part, hooked=False) for part in self.slices]
-        return _functions(code, "-O3" if self.level == "word" else "-O2")
+        return self._clean(self.slices)
+
+    @cached_property
+    def moves(self) -> list[Moves]:
+        """What of each slice only moves words on."""
+        parts = [_moving(part) for part in self.slices]
+        found = []
+        for part, address in zip(parts, self._clean(parts), strict=True):
+            states = {("state", flip_flop) for flip_flop in part.flip_flops}
+            writes = frozenset(i for i, write in enumerate(part.writes) if write in states)
+            found.append(Moves(writes, len(part.cells) + len(part.flip_flops), address))
+        return found
+
+    def _clean(self, parts: Sequence[Slice]) -> list[int]:
+        return _functions([SliceCode(part, hooked=False) for part in parts], "-O3" if self.level == "word" else "-O2")
 
     @cached_property
     def hooked_code(self) -> list[SliceCode]:

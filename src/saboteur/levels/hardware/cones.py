@@ -11,7 +11,7 @@ from scipy.sparse import csr_array
 from scipy.sparse.csgraph import breadth_first_order
 
 from saboteur.levels.hardware.netlist import Node, Slice, Source
-from saboteur.levels.hardware.simulate import Simulator
+from saboteur.levels.hardware.simulate import FORM, Simulator
 
 _AT_HOOK = 1
 
@@ -31,10 +31,6 @@ class Cones:
         """[groups, slots]: whether a slot, in any cycle, can change a slot of the group."""
         if not self._design.memories:
             self._search(groups)
-        self._sizes = np.array([self._size(node) for node in self._design.nodes])
-
-    def _size(self, node: object) -> int:
-        return len(node.slice.cells) + len(node.slice.flip_flops) if isinstance(node, Node) else 1
 
     def _search(self, groups: Sequence[NDArray[np.int32]]) -> None:
         design = self._design
@@ -92,14 +88,29 @@ class Cones:
         """[slots]: which slots must be right for these groups to be right."""
         return np.logical_or.reduce(self.fan_in[groups], axis=0, dtype=np.bool_)
 
-    def nodes(self, groups: NDArray[np.bool_]) -> NDArray[np.int32]:
-        """The nodes that must be computed for these groups to be right, in order."""
-        needed = self.slots(groups)
-        return np.array([n for n, node in enumerate(self._design.nodes) if needed[list(node.writes)].any()], np.int32)
+    def computed(self, groups: NDArray[np.bool_]) -> tuple[NDArray, float]:
+        """What must be computed for these groups to be right.
 
-    def share(self, groups: NDArray[np.bool_]) -> float:
-        """Which share of all cells the nodes of these groups have."""
-        return float(self._sizes[self.nodes(groups)].sum() / max(self._sizes.sum(), 1))
+        Returns:
+            Nodes of dtype FORM, in order, each in the shortest form that does; which share of all cells they have.
+        """
+        needed, compiled = self.slots(groups), self._simulator.compiled
+        forms, computed, every = [], 0, 0
+        for number, node in enumerate(self._design.nodes):
+            wanted = {i for i, slot in enumerate(node.writes) if needed[slot]}
+            size = whole = 1
+            address = 0
+            if isinstance(node, Node):
+                at = compiled.number[node.slice.module.name, node.slice.index]
+                size = whole = len(node.slice.cells) + len(node.slice.flip_flops)
+                address, moves = compiled.clean[at], compiled.moves[at]
+                if wanted <= moves.writes:
+                    size, address = moves.size, moves.address
+            every += whole
+            if wanted:
+                computed += size
+                forms.append((number, 0, address))
+        return np.array(forms, FORM), computed / max(every, 1)
 
 
 class _Inside:

@@ -38,6 +38,7 @@ typedef struct {
     void (*hooked)(char *const *, char *);
 } Node;
 
+typedef struct { int32_t node, unused; void (*clean)(char *const *); } Form; /* what may stand for the node's own */
 typedef struct { int32_t argument, low, bits, to; } Part;
 typedef struct { int32_t words, width, offset, first_write, writes; } Memory;
 typedef struct { int32_t address, addresses, data, datas, enable, enables; } Write; /* into arguments */
@@ -485,10 +486,10 @@ static void read_active(Machine *m, const Node *n, const golden_t *row, int cur)
     }
 }
 
-static inline void run_slice(Machine *m, int n, int par) {
+static inline void run_slice(Machine *m, int n, int par, void (*clean)(char *const *)) {
     Node *node = m->node + n;
     if (m->hooks[n]) node->hooked(m->pointer[par] + node->first, m->hook[n]);
-    else node->clean(m->pointer[par] + node->first);
+    else clean(m->pointer[par] + node->first);
 }
 
 /* What was read passes through the masks of its slots: three areas each, as for the outputs of slices. */
@@ -510,7 +511,7 @@ static void mask_read(Machine *m, int n, int par) {
 /* The cycle t up to its end: what faults do in it, and the nodes in `list`, all if NULL; memory [memories] ->
  * [words][lanes]. Rows of fault f act in lane f. */
 static void run_cycle(Machine *m, int t, int par, int lanes, int rows, const Row *row, u64 **memory, int nodes,
-                      const int32_t *list) {
+                      const Form *list) {
     int bridges = 0;
     for (int r = 0; r < rows; r++) {
         const Row *f = row + r;
@@ -531,9 +532,9 @@ static void run_cycle(Machine *m, int t, int par, int lanes, int rows, const Row
     }
     for (int pass = 0, again = 1; again && pass < BRIDGE_PASSES; pass++) {
         for (int k = 0; k < nodes; k++) {
-            const int n = list ? list[k] : k;
+            const int n = list ? list[k].node : k;
             Node *node = m->node + n;
-            if (node->type == SLICE) run_slice(m, n, par);
+            if (node->type == SLICE) run_slice(m, n, par, list ? list[k].clean : node->clean);
             else if (node->type == GLUE) glue(m, node, par);
             else {
                 for (int l = 0; l < lanes; l++) {
@@ -647,7 +648,7 @@ static int64_t compute(Machine *m, int cur, const golden_t *now, const golden_t 
                     stamp[s] = serial;
                 }
             }
-            if (node->type == SLICE) run_slice(m, n, cur);
+            if (node->type == SLICE) run_slice(m, n, cur, node->clean);
             else if (node->type == GLUE) glue(m, node, cur);
             else { read_active(m, node, now, cur); mask_read(m, n, cur); }
             computed++;

@@ -39,6 +39,8 @@ ROW = np.dtype(
 """One effect of a fault: in cycles ``on`` .. ``off`` − 1, v ← (v AND ``a``) XOR ``x``. ``kind`` indexes PLACES:
 ``place`` is a slot, a node (``offset`` and ``size`` of the site's masks), or a memory (``word``). ``way`` indexes
 WAYS. A bridge has a row at each of its nets, in which ``word`` is the node of the other net, ``a`` its offset."""
+FORM = np.dtype([("node", "i4"), ("unused", "i4"), ("clean", "u8")])
+"""A node that is computed, and the address of the code for it, as long as there is no fault in it."""
 DIFFERENCE = np.dtype([("fault", "i4"), ("cycle", "i4"), ("output", "i4"), ("pad", "i4"), ("value", "u8")])
 
 

@@ -46,7 +46,7 @@ typedef struct {
     const golden_t *end;               /* states of the fault-free run at the end, or NULL */
     const int64_t *end_of;             /* [lanes]; -1: not compared */
     uint8_t *differs;                  /* [lanes]: state at the end */
-    const int32_t *node;               /* [nodes]: those that are computed, in order; NULL: all */
+    const Form *node;                  /* [nodes]: those that are computed, in order; NULL: all */
     const uint8_t *counted;            /* [keeps]: which of them are added up; NULL: all */
     const int32_t *add_from, *add_to;  /* [lanes]: the step from which results are added up, and in which column of sums;
                                         * NULL: all, in the column of the lane, and all lanes are in one period */

@@ -116,7 +116,7 @@ class Chunk:
         sums: uint64 [rows, columns, lanes of the simulator]: elements of C are added up here.
         end: [states, words]: states to compare with at the end.
         end_of: [lanes]: which of them; −1 for none.
-        nodes: those that are computed, in order; all if absent.
+        nodes: of dtype FORM, those that are computed, in order; all if absent.
         fields: [fields]: which of the inputs are wanted; all if absent.
         counted: [keeps]: which results are added up; all if absent.
         add_from: [lanes]: the period since the lane's first from which results are added up. All lanes are in the same
@@ -139,7 +139,7 @@ class Chunk:
     sums: NDArray[np.uint64] | None = None
     end: NDArray | None = None
     end_of: Integers | None = None
-    nodes: NDArray[np.int32] | None = None
+    nodes: NDArray | None = None
     fields: NDArray[np.bool_] | None = None
     counted: NDArray[np.bool_] | None = None
     add_from: Integers | None = None
