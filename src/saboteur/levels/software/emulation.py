@@ -106,6 +106,15 @@ def tensor_of(words: NDArray[np.uint64], fmt: NumberFormat, like: Tensor) -> Ten
     return torch.from_numpy(bits).to(like.device).view(like.dtype)
 
 
+def with_integers(tensor: Tensor, integers: Tensor) -> Tensor:
+    """A quantised tensor of the same scales as ``tensor`` that holds other ``integers``."""
+    aten = torch.ops.aten
+    if tensor.qscheme() == torch.per_tensor_affine:
+        return aten._make_per_tensor_quantized_tensor(integers, tensor.q_scale(), tensor.q_zero_point())
+    scales, zero_points = tensor.q_per_channel_scales(), tensor.q_per_channel_zero_points()
+    return aten._make_per_channel_quantized_tensor(integers, scales, zero_points, tensor.q_per_channel_axis())
+
+
 def rounded(tensor: Tensor, fmt: NumberFormat, axis: int = 0) -> Tensor:
     """The values of ``fmt`` nearest to a floating-point ``tensor``, in the tensor's type.
 

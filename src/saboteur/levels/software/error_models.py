@@ -24,7 +24,7 @@ from saboteur.faults.formats import Affine, Floating
 from saboteur.faults.space import Faults, FaultSpace, Region
 from saboteur.levels.software import injection
 from saboteur.levels.software.corruption import Hits
-from saboteur.levels.software.emulation import tensor_of, words_of
+from saboteur.levels.software.emulation import tensor_of, with_integers, words_of
 from saboteur.levels.software.flow import Event
 from saboteur.levels.software.runner import Batch, HarnessError, ModelError, Runner
 from saboteur.levels.software.signals import Output
@@ -75,8 +75,7 @@ class ErrorOutput(Output):
 
     def _with_errors(self, tensor: Tensor, hits: Hits, row: Integers, hit: Integers) -> Tensor:
         if tensor.is_quantized:
-            words = self._with_errors(tensor.int_repr(), hits, row, hit)
-            return torch._make_per_tensor_quantized_tensor(words, tensor.q_scale(), tensor.q_zero_point())
+            return with_integers(tensor, self._with_errors(tensor.int_repr(), hits, row, hit))
         tensor = tensor.clone()
         for number in np.unique(hits.region[hit]).tolist():
             here = hits.region[hit] == number

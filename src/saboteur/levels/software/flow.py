@@ -80,7 +80,11 @@ def children(module: nn.Module) -> dict[str, nn.Module]:
         for name, child in module.named_children()
         if not (
             name == "_packed_params"
-            or (name == "parametrizations" and all(isinstance(part, ParametrizationList) for part in child.values()))
+            or (
+                name == "parametrizations"
+                and isinstance(child, nn.ModuleDict)
+                and all(isinstance(part, ParametrizationList) for part in child.values())
+            )
         )
     }
 
@@ -180,7 +184,8 @@ class _Functions(TorchFunctionMode):
         event = Event(f"{stem}{self._calls[stem]}", 0, module, args, kwargs or {}, output)
         self._calls[stem] += 1
         result = self._visit(event)
-        if first_tensor(result) is not before and any(before is arg for arg in args):
-            before.copy_(first_tensor(result))
+        after = first_tensor(result)
+        if after is not None and after is not before and any(before is arg for arg in args):
+            before.copy_(after)
             return output
         return result

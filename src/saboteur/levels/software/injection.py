@@ -12,6 +12,7 @@ from saboteur.faults.space import Faults, FaultSpace
 from saboteur.levels.software.corruption import Hits, corrupted
 from saboteur.levels.software.memory import Memory
 from saboteur.levels.software.runner import Batch, Edit, HarnessError, ModelError, Runner
+from saboteur.levels.software.signals import Signal
 from saboteur.levels.software.site import Site
 from saboteur.outcomes.recorder import Recorder
 
@@ -118,5 +119,6 @@ def present(sites: Mapping[str, Site], hits: Hits) -> Iterator[list[Edit]]:
                 words = corrupted(site.words(elements), elements, there, site.format_at)
                 stack.enter_context(site.overwritten(elements, words))
             else:
+                assert isinstance(site, Signal)
                 edits.append((site, there))
         yield edits

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from saboteur.faults.formats import Affine, NumberFormat
-from saboteur.levels.software.emulation import native_format, raw_view, tensor_of, words_of
+from saboteur.levels.software.emulation import native_format, raw_view, tensor_of, with_integers, words_of
 from saboteur.levels.software.flow import MODEL, named_modules
 from saboteur.levels.software.site import Site, position
 
@@ -30,15 +31,14 @@ class Memory(Site, ABC):
         """What is stored, fault-free, as the format's values or raw integers."""
 
     @abstractmethod
-    def overwritten(self, elements: NDArray[np.int64], words: NDArray[np.uint64]):
+    def overwritten(self, elements: NDArray[np.int64], words: NDArray[np.uint64]) -> AbstractContextManager[None]:
         """A context in which the distinct ``elements`` hold ``words``; afterwards all is as before."""
 
     def words(self, elements: NDArray[np.int64] | None = None) -> NDArray[np.uint64]:
         """The fault-free words [n] of flat ``elements`` [n], or of all."""
         values = torch.atleast_1d(self.values())
-        if elements is None:
-            elements = np.arange(values.numel())
-        return words_of(values[position(elements, self.shape, values.device)], self.format_at(elements))
+        chosen = np.arange(values.numel()) if elements is None else elements
+        return words_of(values[position(chosen, self.shape, values.device)], self.format_at(chosen))
 
     def faulted(self, elements: NDArray[np.int64], words: NDArray[np.uint64]) -> Tensor:
         """A copy of the values in which ``elements`` hold ``words``."""
@@ -116,7 +116,7 @@ class Parametrized(Memory):
     def overwritten(self, elements: NDArray[np.int64], words: NDArray[np.uint64]) -> Iterator[None]:
         """Replace what the parametrisation computes."""
         faulted = self.faulted(elements, words)
-        handle = self.module.parametrizations[self.tensor].register_forward_hook(lambda *_: faulted)
+        handle = _parametrizations(self.module)[self.tensor].register_forward_hook(lambda *_: faulted)
         try:
             yield
         finally:
@@ -127,10 +127,34 @@ class Parametrized(Memory):
 
         ``parametrize.remove_parametrizations`` would change the class, which copies of the module share.
         """
-        del self.module.parametrizations[self.tensor]
-        if not len(self.module.parametrizations):
+        parametrizations = _parametrizations(self.module)
+        del parametrizations[self.tensor]
+        if not len(parametrizations):
             del self.module.parametrizations
             self.module.__class__ = type(self.module).__bases__[0]
+
+
+def _parametrizations(module: nn.Module) -> nn.ModuleDict:
+    found = module.parametrizations
+    assert isinstance(found, nn.ModuleDict)
+    return found
+
+
+@runtime_checkable
+class PackedLayer(Protocol):
+    """A layer of ``torch.ao.nn.quantized``."""
+
+    def weight(self) -> Tensor:
+        """The quantised weight."""
+        ...
+
+    def bias(self) -> Tensor | None:
+        """The floating-point bias."""
+        ...
+
+    def set_weight_bias(self, w: Tensor, b: Tensor | None) -> None:
+        """Pack others in their place."""
+        ...
 
 
 class Packed(Memory):
@@ -144,22 +168,19 @@ class Packed(Memory):
     @contextmanager
     def overwritten(self, elements: NDArray[np.int64], words: NDArray[np.uint64]) -> Iterator[None]:
         """Pack a faulted weight or bias in place of the stored one."""
-        weight, bias = self.module.weight(), self.module.bias()
+        layer = self.module
+        assert isinstance(layer, PackedLayer)
+        weight, bias = layer.weight(), layer.bias()
         faulted = self.faulted(elements, words)
         if self.tensor == "bias":
             bias = faulted
-        elif weight.qscheme() == torch.per_tensor_affine:
-            weight = torch._make_per_tensor_quantized_tensor(faulted, weight.q_scale(), weight.q_zero_point())
         else:
-            weight = torch._make_per_channel_quantized_tensor(
-                faulted, weight.q_per_channel_scales(), weight.q_per_channel_zero_points(), weight.q_per_channel_axis()
-            )
-        holder = self.module
-        if isinstance(holder._packed_params, nn.Module):
-            holder = holder._packed_params
+            weight = with_integers(weight, faulted)
+        inner = self.module._packed_params
+        holder = inner if isinstance(inner, nn.Module) else self.module
         before = holder._packed_params
         try:
-            self.module.set_weight_bias(weight, bias)
+            layer.set_weight_bias(weight, bias)
             yield
         finally:
             holder._packed_params = before
@@ -201,14 +222,14 @@ def memories(model: nn.Module) -> list[Memory]:
                 )
             )
 
-        if callable(getattr(module, "set_weight_bias", None)):
+        if isinstance(module, PackedLayer):
             weight, bias = module.weight(), module.bias()
             add(Packed, "weight", weight, "weight", quantized_format(weight))
             if bias is not None:
                 add(Packed, "bias", bias, "bias")
             continue
         computed = computed_tensors(module)
-        parametrized = list(module.parametrizations) if parametrize.is_parametrized(module) else []
+        parametrized = list(_parametrizations(module)) if parametrize.is_parametrized(module) else []
         sources = {source for name in computed for source in _sources(name)}
         for name in [*computed, *parametrized]:
             add(Pruned if name in computed else Parametrized, name, getattr(module, name), _component(name))
@@ -230,11 +251,10 @@ def _holds_numbers(values: Tensor) -> bool:
 
 def quantized_format(values: Tensor) -> Affine:
     """The affine format of a quantised tensor, with its scales."""
-    integers = values.int_repr().dtype
-    base = native_format(integers)
+    integers = torch.iinfo(values.int_repr().dtype)
     if values.qscheme() == torch.per_tensor_affine:
         scale, zero_point = np.float64(values.q_scale()), np.int64(values.q_zero_point())
     else:
         scale = values.q_per_channel_scales().double().numpy()
         zero_point = values.q_per_channel_zero_points().long().numpy()
-    return replace(base, scale=scale, zero_point=zero_point)
+    return Affine(integers.bits, integers.min < 0, scale, zero_point)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 import numpy as np
 import torch
@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from saboteur.levels.software.corruption import Hits, corrupted
-from saboteur.levels.software.emulation import tensor_of, words_of
+from saboteur.levels.software.emulation import tensor_of, with_integers, words_of
 from saboteur.levels.software.flow import Event
 from saboteur.levels.software.site import Site, position, tensors
 
 Granularity = Literal["element", "channel", "layer"]
+ConnectedLayer = nn.Linear | nn.Conv1d | nn.Conv2d
 
 
 def active(hits: Hits, step: int) -> Hits:
@@ -69,8 +70,7 @@ class Output(Signal):
         if self.granularity != "element":
             hits = hits.spread(self.members)
         if tensor.is_quantized:
-            words = self.with_faults_in(tensor.int_repr(), hits)
-            return torch._make_per_tensor_quantized_tensor(words, tensor.q_scale(), tensor.q_zero_point())
+            return with_integers(tensor, self.with_faults_in(tensor.int_repr(), hits))
         return self.with_faults_in(tensor.clone(), hits)
 
     def with_faults_in(self, tensor: Tensor, hits: Hits) -> Tensor:
@@ -105,6 +105,8 @@ class Connection(Signal):
     The neuron's output moves by w · (x′ − x), computed in float64. Elements are indexed by the neuron
     (output shape) and then by the position in its weight vector. At a position of the zero padding, x is 0.
     """
+
+    module: ConnectedLayer
 
     def edit(self, event: Event, hits: Hits) -> Any:
         """The event's output with the faults that act at this call."""
@@ -145,7 +147,7 @@ class Connection(Signal):
         return values, weight[tensors((neuron[0], channel_in, *offset), device)]
 
 
-def has_connections(module: nn.Module) -> bool:
+def has_connections(module: nn.Module) -> TypeGuard[ConnectedLayer]:
     """Whether a module is a layer of which single connections can be hit."""
     convolution = isinstance(module, nn.Conv1d | nn.Conv2d) and module.padding_mode == "zeros"
     return (convolution or isinstance(module, nn.Linear)) and isinstance(module.weight, Tensor)

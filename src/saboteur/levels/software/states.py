@@ -72,6 +72,7 @@ def with_faulty_states(event: Event, edits: Sequence[tuple[State, Hits]]) -> Any
             first_change = torch.where(changed, first_change.clamp(max=step), first_change)
         pieces.append(piece)
         done = stop
+    assert state is not None  # the last piece gave one
     return _spliced(event.output, torch.cat(pieces, time_axis), state, first_change, time_axis)
 
 

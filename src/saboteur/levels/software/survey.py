@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +30,14 @@ class _Record:
     argument_format: NumberFormat | None = None
     format: NumberFormat | None = None
     reason: str | None = None
+
+
+class _Named(TypedDict):
+    name: str
+    layer: str
+    module: nn.Module
+    component: str
+    place: str
 
 
 class Survey:
@@ -61,21 +70,9 @@ class Survey:
         self.skipped: dict[str, str] = {}
         self._places: dict[str, tuple[_Record, int]] = {}
         for place, record in first.items():
-            other = second.get(place)
-            axis = None
-            if record.reason is None and (other is None or len(other.shapes) != len(record.shapes)):
-                record.reason = "how often it is reached depends on the batch size"
-            elif record.reason is None and len(set(record.shapes)) > 1:
-                record.reason = f"its calls put out different shapes: {sorted(set(record.shapes))}"
-            elif record.reason is None:
-                axis = _batch_axis(record.shapes[0], other.shapes[0])
-                if axis is None:
-                    record.reason = (
-                        f"its output of shape {list(record.shapes[0])} for {_PROBES[0]} inputs has no axis "
-                        "that tells the inputs apart"
-                    )
-            if record.reason:
-                self.skipped[place] = record.reason
+            axis = _axis_of_inputs(record, second.get(place))
+            if isinstance(axis, str):
+                self.skipped[place] = axis
             else:
                 self._places[place] = (record, axis)
 
@@ -120,6 +117,7 @@ class Survey:
             if is_function != functions:
                 continue
             shape = record.shapes[0][:axis] + record.shapes[0][axis + 1 :]
+            assert record.format is not None  # with each shape comes a format
             yield output_site(
                 name=place if is_function else f"{place}:output",
                 layer=(place.rpartition("/")[0] or MODEL) if is_function else modules[record.module],
@@ -138,13 +136,12 @@ class Survey:
         for place, (record, axis) in self._places.items():
             if "#" in place or axis != 0 or not has_connections(record.module) or record.argument_format is None:
                 continue
-            fan_in = record.module.weight[0].numel()
             yield Connection(
                 name=f"{place}:connection",
                 layer=place,
                 module=record.module,
                 component="connection",
-                shape=(*record.shapes[0][1:], fan_in),
+                shape=(*record.shapes[0][1:], record.module.weight[0].numel()),
                 format=record.argument_format,
                 steps=len(record.shapes),
                 place=place,
@@ -161,7 +158,13 @@ class Survey:
                     "it is bidirectional, so that no state comes after a time step of both directions"
                 )
                 continue
-            common = dict(name=f"{place}:{component}", layer=place, module=module, component=component, place=place)
+            common: _Named = {
+                "name": f"{place}:{component}",
+                "layer": place,
+                "module": module,
+                "component": component,
+                "place": place,
+            }
             if isinstance(module, nn.RNNBase):
                 time_axis = 1 if module.batch_first else 0
                 projected = module.proj_size if component == HIDDEN else 0
@@ -169,7 +172,7 @@ class Survey:
                 yield State(
                     **common,
                     shape=(module.num_layers, projected or module.hidden_size),
-                    format=native_format(module.weight_hh_l0.dtype),
+                    format=native_format(module.all_weights[0][1].dtype),
                     steps=sum(lengths),
                     lengths=lengths,
                 )
@@ -222,6 +225,21 @@ def output_site(
         granularity=granularity,
         unit_axis=unit_axis,
     )
+
+
+def _axis_of_inputs(first: _Record, second: _Record | None) -> int | str:
+    """The axis of a place's output that tells the inputs apart, or why faults cannot hit it."""
+    if first.reason is not None:
+        return first.reason
+    if second is None or len(second.shapes) != len(first.shapes):
+        return "how often it is reached depends on the batch size"
+    if len(set(first.shapes)) > 1:
+        return f"its calls put out different shapes: {sorted(set(first.shapes))}"
+    axis = _batch_axis(first.shapes[0], second.shapes[0])
+    if axis is None:
+        shape = list(first.shapes[0])
+        return f"its output of shape {shape} for {_PROBES[0]} inputs has no axis that tells the inputs apart"
+    return axis
 
 
 def _batch_axis(first: tuple[int, ...], second: tuple[int, ...]) -> int | None:

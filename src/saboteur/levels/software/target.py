@@ -31,7 +31,7 @@ from saboteur.levels.software.flow import named_modules
 from saboteur.levels.software.memory import Memory, memories
 from saboteur.levels.software.representation import activations_in, weights_in
 from saboteur.levels.software.runner import Runner, input_place
-from saboteur.levels.software.signals import Granularity
+from saboteur.levels.software.signals import Granularity, Output
 from saboteur.levels.software.site import Site
 from saboteur.levels.software.spec import EngineName, PyTorchTarget, SoftwareFault, Where
 from saboteur.levels.software.survey import Survey, output_site
@@ -262,7 +262,8 @@ class SoftwareTarget(Target):
         if not 0 <= input < self._runner.inputs:
             raise TargetError(f"input: {input} is outside 0 .. {self._runner.inputs - 1}")
         sites = {region.site: self._site(region.site) for region in space.regions}
-        axes = {site.place: site.batch_axis for site in self._sites("inputs", "element").values()}
+        inputs = self._sites("inputs", "element").values()
+        axes = {site.place: site.batch_axis for site in inputs if isinstance(site, Output)}
         axes |= self._survey.batch_axes
         with self._runner.prepared():
             return tracing.trace(self._runner, sites, axes, space, faults, input)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from saboteur.levels.software.engine.bounds import Gains
+from saboteur.levels.software.engine.changes import Changes
 from saboteur.levels.software.engine.golden import Chunk
 from saboteur.levels.software.engine.groups import Group, NarrowGroup
 from saboteur.levels.software.engine.narrow import Narrow
@@ -23,16 +24,16 @@ from saboteur.levels.software.engine.screening import Prediction
 from saboteur.levels.software.engine.suffix import Deviation, Pairs, Suffix, norms
 from saboteur.outcomes.recorder import Recorder
 
-_BYTES_TOGETHER = 2**22
+BYTES_TOGETHER = 2**22
 """Pairs travel together whose largest result fits into this; more would no longer fit the CPU's caches."""
 
-_DEVIATIONS_TOGETHER = 2**22
+DEVIATIONS_TOGETHER = 2**22
 """Values of first deviations that are worked out together."""
 
 _SORTED_TOGETHER = 2**18
 """Pairs that are sorted together by bounds."""
 
-_MOST_GROWTH = 1e6
+MOST_GROWTH = 1e6
 """Deviations beyond this multiple of the fault-free result are not trusted where what follows is not homogeneous."""
 
 AGroup = TypeVar("AGroup", bound=Group)
@@ -87,7 +88,7 @@ class Block(ABC, Generic[AGroup]):
             number, row = self._acting(number + first, row)
             if self.radius.any():
                 number, row = self.open(number, row)
-                some = max(1, _DEVIATIONS_TOGETHER // self.positions())
+                some = max(1, DEVIATIONS_TOGETHER // self.positions())
                 for place in range(0, len(number), some):
                     self.simulate(number[place : place + some], row[place : place + some])
             else:
@@ -106,13 +107,14 @@ class Block(ABC, Generic[AGroup]):
     def simulate(self, number: NDArray, row: NDArray) -> None:
         """Run pairs from their first deviation on; those of a trial come one after the other."""
 
-    def _inputs(self, row: NDArray[np.int64]) -> NDArray[np.int64]:
+    def inputs_of(self, row: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The inputs that are ``row`` counted from the chunk's first."""
         return row + self.chunk.inputs.start
 
     def _acting(self, number: NDArray, row: NDArray) -> tuple[NDArray, NDArray]:
         """Let go of pairs in which no fault changes a bit."""
         acts = self.group.acts(self.chunk, number, row)
-        self.recorder.identical(self.group.trial[number[~acts]], self._inputs(row[~acts]))
+        self.recorder.identical(self.group.trial[number[~acts]], self.inputs_of(row[~acts]))
         return number[acts], row[acts]
 
     def decide(self, pairs: Pairs, deviation: Deviation) -> Tensor | None:
@@ -130,6 +132,39 @@ class Block(ABC, Generic[AGroup]):
         pairs.keep(kept)
         return kept
 
+    def go_on(
+        self,
+        suffix: Suffix,
+        number: NDArray,
+        row: NDArray,
+        values: Tensor,
+        size: Tensor,
+        changes: Changes | None = None,
+    ) -> None:
+        """Run pairs from one deviating result on.
+
+        Args:
+            suffix: the way from there to the outputs.
+            number: int64 [pairs], as in :meth:`simulate`.
+            row: int64 [pairs].
+            values: [pairs, ...], the result.
+            size: float64 [pairs], the Euclidean norm of its deviation.
+            changes: weights and biases of layers that follow.
+        """
+        (start,) = suffix.starts
+        together = max(1, BYTES_TOGETHER // suffix.largest_result(self.chunk))
+        rows, growth = torch.from_numpy(row), torch.zeros_like(size)
+        pairs = Pairs(self.chunk, torch.from_numpy(number), rows, {start: values}, growth, self.radius, 1.0, size)
+        final = changes is None or not any(changes.reach(stage.mixing) for stage in suffix.stages)
+        bound = size * self.gains.whole[start] if final else torch.full_like(size, math.inf)
+        relative = size / self.chunk.whole_norms(start)[rows]
+        self.decide(pairs, Deviation(bound, relative, {start: size}, "whole", torch.zeros_like(size)))
+        for first in range(0, len(pairs), together):
+            part = pairs.slice(first, first + together)
+            outputs = suffix.run(part, self.decide, changes)
+            if len(part):
+                self.judge(part, outputs)
+
     def predicted(self, pairs: Pairs, deviation: Deviation, open_: Tensor) -> Tensor:
         """Hand in which of the pairs ``open_`` are predicted to move too little: bool [pairs], by default none."""
         return torch.zeros(len(pairs), dtype=torch.bool)
@@ -137,18 +172,18 @@ class Block(ABC, Generic[AGroup]):
     def _hand_in_bounded(self) -> None:
         if self.proved:
             number, row, bound = (torch.cat(part).numpy() for part in zip(*self.proved, strict=True))
-            self.recorder.bounded(self.group.trial[number], self._inputs(row), bound)
+            self.recorder.bounded(self.group.trial[number], self.inputs_of(row), bound)
             self.proved.clear()
 
     def _put_off(self, pairs: Pairs, chosen: Tensor) -> None:
         if bool(chosen.any()):
             self.replay.add(self.group, pairs.trial[chosen].numpy(), pairs.row[chosen].numpy())
 
-    def _judge(self, pairs: Pairs, outputs: Tensor) -> None:
+    def judge(self, pairs: Pairs, outputs: Tensor) -> None:
         """Record outputs that rounding cannot bring to another verdict."""
         outputs = outputs.cpu()
         finite = torch.isfinite(outputs.reshape(len(outputs), -1)).all(dim=1)
-        inputs = self._inputs(pairs.row.numpy())
+        inputs = self.inputs_of(pairs.row.numpy())
         slack = np.zeros(len(outputs))
         some = finite.numpy()
         slack[some] = self.recorder.slack(inputs[some], outputs.numpy()[some])
@@ -177,7 +212,7 @@ class NarrowBlock(Block[NarrowGroup]):
         places: Mapping[int, str],
         prediction: Prediction | None,
     ):
-        super().__init__(shared, group, math.inf if narrow.homogeneous else _MOST_GROWTH)
+        super().__init__(shared, group, math.inf if narrow.homogeneous else MOST_GROWTH)
         self._narrow = narrow
         self._places = places
         self._prediction = prediction
@@ -188,7 +223,7 @@ class NarrowBlock(Block[NarrowGroup]):
         with np.errstate(all="ignore"):
             deviation = self.group.size(self.chunk, number, row) * gain + self.error
         proved = deviation < self.radius.numpy()[row]
-        self.recorder.bounded(self.group.trial[number[proved]], self._inputs(row[proved]), deviation[proved])
+        self.recorder.bounded(self.group.trial[number[proved]], self.inputs_of(row[proved]), deviation[proved])
         number, row = number[~proved], row[~proved]
         by_channel = np.argsort(self.group.channel(number), kind="stable")
         return number[by_channel], row[by_channel]
@@ -200,7 +235,7 @@ class NarrowBlock(Block[NarrowGroup]):
     def simulate(self, number: NDArray, row: NDArray) -> None:
         """Work out what happens to the channel, then go on with all channels."""
         chunk = self.chunk
-        together = max(1, _BYTES_TOGETHER // self._narrow.largest_result(chunk))
+        together = max(1, BYTES_TOGETHER // self._narrow.largest_result(chunk))
         pairs = Pairs(
             chunk, torch.from_numpy(number), torch.from_numpy(row), {}, torch.zeros(len(row), dtype=torch.float64)
         )
@@ -223,7 +258,7 @@ class NarrowBlock(Block[NarrowGroup]):
                 moved = {index: value[some] / scale for index, value in deviations.items()}
                 outputs = self._narrow.run(part, source.take(some), moved, self.decide)
                 if len(part):
-                    self._judge(part, outputs * scale)
+                    self.judge(part, outputs * scale)
 
     def predicted(self, pairs: Pairs, deviation: Deviation, open_: Tensor) -> Tensor:
         """Hand in which of the pairs ``open_`` are predicted to move too little, but for those under audit."""
@@ -232,7 +267,7 @@ class NarrowBlock(Block[NarrowGroup]):
             return screened
         places = [self._places.get(node) for node in deviation.sizes]
         chosen = torch.nonzero(open_).flatten().numpy()
-        trial, inputs = self.group.trial[pairs.trial.numpy()[chosen]], self._inputs(pairs.row.numpy()[chosen])
+        trial, inputs = self.group.trial[pairs.trial.numpy()[chosen]], self.inputs_of(pairs.row.numpy()[chosen])
         sizes = [size.numpy()[chosen] for size in deviation.sizes.values()]
         decided = self._prediction.hand_in(self.recorder, trial, inputs, places, sizes, deviation.extent)
         screened[chosen[decided]] = True
@@ -269,7 +304,7 @@ class WholeBlock(Block[Group]):
     """
 
     def __init__(self, shared: Shared, group: Group, suffix: Suffix):
-        super().__init__(shared, group, LEAST_SCALED if suffix.homogeneous else _MOST_GROWTH)
+        super().__init__(shared, group, LEAST_SCALED if suffix.homogeneous else MOST_GROWTH)
         self._suffix = suffix
 
     def positions(self) -> int:
@@ -277,23 +312,11 @@ class WholeBlock(Block[Group]):
         return self.chunk.result(self.group.start)[0].numel()
 
     def simulate(self, number: NDArray, row: NDArray) -> None:
-        """Run the faulted calls as the plain engine does, measure the deviation, go on."""
-        chunk, start = self.chunk, self.group.start
-        together = max(1, _BYTES_TOGETHER // self._suffix.largest_result(chunk))
-        values, rows = self.group.faulted(chunk, number, row), torch.from_numpy(row)
-        fault_free = chunk.result(start)[rows]
-        same = same_bits(values, fault_free)
-        self.recorder.identical(self.group.trial[number[same.numpy()]], self._inputs(row[same.numpy()]))
+        """Run the faulted calls as the plain engine does, then go on."""
+        values = self.group.faulted(self.chunk, number, row)
+        fault_free = self.chunk.result(self.group.start)[torch.from_numpy(row)]
+        same = same_bits(values, fault_free).numpy()
+        self.recorder.identical(self.group.trial[number[same]], self.inputs_of(row[same]))
         size = norms((values - fault_free).flatten(1))
-        nothing = torch.zeros_like(size)
-        pairs = Pairs(chunk, torch.from_numpy(number), rows, {start: values}, nothing, self.radius, 1.0, size)
-        pairs.keep(~same)
-        gain, usual = self.gains.whole[start], chunk.whole_norms(start)[pairs.row]
-        bound = torch.where(pairs.size == 0, 0.0, pairs.size * gain)
-        sizes = {start: pairs.size}
-        self.decide(pairs, Deviation(bound, pairs.size / usual, sizes, "whole", torch.zeros_like(bound)))
-        for first in range(0, len(pairs), together):
-            part = pairs.slice(first, first + together)
-            outputs = self._suffix.run(part, self.decide)
-            if len(part):
-                self._judge(part, outputs)
+        left = ~same
+        self.go_on(self._suffix, number[left], row[left], values[torch.from_numpy(left)], size[left])

@@ -26,6 +26,7 @@ from saboteur.levels.software.engine.absorption import absorbing
 from saboteur.levels.software.engine.batching import Batching
 from saboteur.levels.software.engine.blocks import NarrowBlock, PlainBlock, Shared, WholeBlock
 from saboteur.levels.software.engine.bounds import Gains, gains
+from saboteur.levels.software.engine.changes import BIAS, Changes
 from saboteur.levels.software.engine.golden import Chunk
 from saboteur.levels.software.engine.graph import Graph, Untraceable, same
 from saboteur.levels.software.engine.groups import (
@@ -42,6 +43,7 @@ from saboteur.levels.software.engine.operators import Mixing, Operator, Scaling,
 from saboteur.levels.software.engine.replay import Replay
 from saboteur.levels.software.engine.scattered import Scattered, nodes_of
 from saboteur.levels.software.engine.screening import Prediction
+from saboteur.levels.software.engine.several import Several, SeveralBlock
 from saboteur.levels.software.engine.suffix import Pairs, Stage, Suffix, stages
 from saboteur.levels.software.memory import Memory, Plain
 from saboteur.levels.software.runner import Batch, Runner
@@ -52,6 +54,9 @@ from saboteur.outcomes.recorder import Recorder
 log = logging.getLogger(__name__)
 
 _PROBED_TOGETHER = 64
+
+_MOST_CHANGES = 16
+"""Trials with more faults share no batches: each change costs as much as a channel of a layer."""
 
 _OF_NORM = ("weight", "bias", "running_mean", "running_var")
 
@@ -93,7 +98,7 @@ class ExactEngine:
         self.graph = Graph(runner.model, runner.output, runner.rounding)
         probe = torch.arange(_PROBES) % runner.inputs
         tensors = [tensor[probe.to(tensor.device)] for tensor in runner.tensors]
-        values = self.graph.check(tensors)
+        self._probed = values = self.graph.check(tensors)
         self._batching = Batching(self.graph, runner)
         self.graph.find_places(tensors, values)
         self.places = {nodes[0]: place for place, nodes in self.graph.places.items() if len(nodes) == 1}
@@ -169,13 +174,22 @@ class ExactEngine:
         replay = Replay(chunk, recorder)
         shared = Shared(chunk, self._errors[inputs], self.gains, recorder, replay)
         for group in groups:
-            if self.runner.rounding or group.start not in self._float_results or group.start == self.graph.output:
+            if self._runs_plainly(group):
                 PlainBlock(shared, group).run()
+            elif isinstance(group, Several):
+                SeveralBlock(shared, group, self._suffix(group.first.index)).run()
             elif isinstance(group, NarrowGroup):
                 NarrowBlock(shared, group, self.narrow(group.start), self.places, prediction).run()
             else:
                 WholeBlock(shared, group, self._suffix(group.start)).run()
         replay.run()
+
+    def _runs_plainly(self, group: Group) -> bool:
+        """Whether no deviation of ``group`` can be measured, as that of integers or of what is rounded."""
+        if self.runner.rounding:
+            return True
+        whole = group.start == self.graph.output and not isinstance(group, NarrowGroup | Several)
+        return whole or group.start not in self._float_results
 
     def _plainly(
         self,
@@ -209,8 +223,10 @@ class ExactEngine:
                 scattered.append(single[chosen])
             else:
                 groups.append(group)
-        more, others = self._scattered(sites, space, faults, np.sort(np.concatenate(scattered)))
-        return [*groups, *more], others
+        left = np.sort(np.concatenate(scattered))
+        several, left = self._several(sites, space, faults, left)
+        more, others = self._scattered(sites, space, faults, left)
+        return [*groups, *several, *more], others
 
     def _narrow_group(self, site: Site, region: Region, trial: NDArray, *columns: NDArray) -> NarrowGroup | None:
         """The faults of ``columns`` (element, variant, drawn) at ``site``, if they change one channel at first."""
@@ -219,6 +235,74 @@ class ExactEngine:
             return None if kind is None else kind.of(op, site, region.model, trial, *columns)
         start = self._result_of(site)
         return None if start is None else SignalGroup(start, site, region.model, trial, *columns)
+
+    def _several(
+        self, sites: Mapping[str, Site], space: FaultSpace, faults: Faults, trials: NDArray[np.int64]
+    ) -> tuple[list[Several], NDArray[np.int64]]:
+        """The ``trials`` with a few faults, all in weights and biases, by the first and last layer, and the others."""
+        places = {op.layer: place for place, op in enumerate(self._layers)}
+        kinds = [
+            self._layer_of(site) if isinstance(site := sites[r.site], Memory) else (None, None) for r in space.regions
+        ]
+        of_region = [
+            places.get(op.index, -1) if kind in (WeightGroup, BiasGroup) and region.activity == 1 else -1
+            for region, (kind, op) in zip(space.regions, kinds, strict=True)
+        ]
+        fit = (np.diff(faults.bounds) <= _MOST_CHANGES) & ~_hit_a_value_twice(space, faults)
+        fit[faults.trial[np.array(of_region)[faults.region] < 0]] = False
+        chosen = trials[fit[trials]]
+        if not len(chosen):
+            return [], trials
+        some = faults.take(chosen)
+        layer = np.array(of_region)[some.region]
+        out, channel, tap = np.zeros((3, len(layer)), np.int64)
+        change, differs = np.zeros(len(layer), np.float32), np.zeros(len(layer), bool)
+        for number in np.unique(some.region).tolist():
+            here, region, (kind, op) = np.flatnonzero(some.region == number), space.regions[number], kinds[number]
+            columns = some.trial[here], some.element[here], some.variant[here], some.drawn[here]
+            group = kind.of(op, sites[region.site], region.model, *columns)
+            change[here], differs[here] = group.change, group.differs
+            if isinstance(group, WeightGroup):
+                out[here], channel[here], tap[here] = group.place
+            else:
+                out[here], channel[here] = group.element, BIAS
+        order = np.lexsort((layer, some.trial))
+        trial, columns = some.trial[order], [part[order] for part in (layer, out, channel, tap, change)]
+        first, last = (
+            columns[0][np.searchsorted(trial, np.arange(len(chosen)), side=s) - (s == "right")]
+            for s in ("left", "right")
+        )
+        nodes = {name: self._nodes_of(site) or () for name, site in sites.items() if isinstance(site, Memory)}
+        groups = []
+        for ends in np.unique(np.stack([first, last], axis=1), axis=0).tolist():
+            members = np.flatnonzero((first == ends[0]) & (last == ends[1]))
+            rows = np.isin(trial, members)
+            changes = Changes(self._layers, np.searchsorted(members, trial[rows]), *(part[rows] for part in columns))
+            acting = np.bincount(changes.number, differs[order][rows], len(members)) > 0
+            gain = changes.gains(self.gains, self._between)
+            start = self._end_of(*(self._layers[place].layer for place in ends))
+            stage = self._stage_of[self._layers[ends[0]]]
+            groups.append(
+                Several(self.runner, sites, nodes, space, faults, start, chosen[members], stage, changes, acting, gain)
+            )
+        return groups, trials[~fit[trials]]
+
+    @cached_property
+    def _stage_of(self) -> dict[Mixing, Stage]:
+        return {stage.mixing: stage for stage in self.stages if stage.mixing is not None}
+
+    @cached_property
+    def _layers(self) -> list[Mixing]:
+        return sorted(self._stage_of, key=lambda op: op.layer)
+
+    @cached_property
+    def _between(self) -> NDArray[np.float64]:
+        """Gains from the result of each layer to the input of each later one: [layers, layers]."""
+        found = np.zeros((len(self._layers), len(self._layers)))
+        for place, op in enumerate(self._layers):
+            on_the_way = gains(self.graph, self.operators, self._probed, op.inputs[0], tight=False).whole
+            found[:, place] = [on_the_way.get(before.layer, 0.0) for before in self._layers]
+        return found
 
     def _start_of(self, site: Site) -> int | None:
         """The node at which faults in ``site`` begin, if they change one channel at first."""
@@ -376,6 +460,17 @@ def _hand_in_resting(space: FaultSpace, faults: Faults, recorder: Recorder) -> N
     for trial in np.flatnonzero((rows <= 1) & (activity < 1)).tolist():
         resting = np.flatnonzero(recorder.awaited[trial] & ~faults.acts(activity[trial], inputs, trial))
         recorder.identical(np.full(len(resting), trial), resting)
+
+
+def _hit_a_value_twice(space: FaultSpace, faults: Faults) -> NDArray[np.bool_]:
+    """The trials in which two faults meet in one word of a site: bool [trials]."""
+    names = {name: number for number, name in enumerate(dict.fromkeys(region.site for region in space.regions))}
+    site = np.array([names[region.site] for region in space.regions])[faults.region]
+    order = np.lexsort((faults.element, site, faults.trial))
+    sorted_ = [column[order] for column in (faults.trial, site, faults.element)]
+    found = np.zeros(faults.trials, bool)
+    found[sorted_[0][1:][np.all([column[1:] == column[:-1] for column in sorted_], axis=0)]] = True
+    return found
 
 
 def _give_back_freed_memory() -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 from saboteur.faults.models import FaultModel
 from saboteur.levels.software.emulation import tensor_of, words_of
 from saboteur.levels.software.engine.golden import Chunk
-from saboteur.levels.software.engine.narrow import Source, reads
+from saboteur.levels.software.engine.narrow import Source
 from saboteur.levels.software.engine.operators import Mixing, Operator
 from saboteur.levels.software.memory import Memory
 from saboteur.levels.software.signals import Output
@@ -141,19 +141,19 @@ class WeightGroup(StoredGroup):
     op: Mixing
 
     @cached_property
-    def _place(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-        """Output channel, input channel and tap of the kernel of each trial's weight."""
+    def place(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """Output channel, input channel and tap of the kernel of each trial's weight: int64 [n] each."""
         shape = self.op.weight.shape
         rest, tap = np.divmod(self.element, int(np.prod(shape[2:])))
         return (*np.divmod(rest, shape[1]), tap)
 
     def channel(self, number: NDArray[np.int64]) -> NDArray[np.int64]:
         """The output channel."""
-        return self._place[0][number]
+        return self.place[0][number]
 
     def size(self, chunk: Chunk, number: NDArray[np.int64], row: NDArray[np.int64]) -> NDArray[np.float64]:
         """|Δw| · ‖the input channel‖."""
-        norms = chunk.plane_norms(self.op.inputs[0]).numpy()[row, self._place[1][number]]
+        norms = chunk.plane_norms(self.op.inputs[0]).numpy()[row, self.place[1][number]]
         with np.errstate(all="ignore"):
             return np.abs(self.change[number].astype(np.float64)) * norms
 
@@ -164,10 +164,10 @@ class WeightGroup(StoredGroup):
 
     def source(self, chunk: Chunk, number: NDArray[np.int64], row: NDArray[np.int64]) -> Source:
         """Δw times what the weight reads."""
-        out, channel, tap = (torch.from_numpy(part[number]) for part in self._place)
+        out, channel, tap = (torch.from_numpy(part[number]) for part in self.place)
         planes = chunk.values[self.op.inputs[0]][torch.from_numpy(row), channel]
         change = torch.from_numpy(self.change[number]).to(planes.device)
-        return Source(out, None, change[:, None] * reads(self.op, planes, tap))
+        return Source(out, None, change[:, None] * self.op.reads(planes, tap))
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from saboteur.levels.software.engine.bounds import Gains
 from saboteur.levels.software.engine.golden import Chunk
@@ -178,19 +177,6 @@ class Narrow:
             return moved[0] if len(moved) == 1 else moved[0] + moved[1]
         before, after = (_fault_free(chunk, index, row, source) for index in (op.inputs[0], op.index))
         return op.function(before + deviations[op.inputs[0]]) - after
-
-
-def reads(op: Mixing, planes: Tensor, tap: Tensor) -> Tensor:
-    """What a weight at ``tap`` [n] of the kernel reads of the input channel ``planes`` [n, ...]: [n, positions]."""
-    if not op.spatial:
-        return planes.reshape(-1, 1)
-    (up, left), (down, right) = op.padding, op.stride
-    padded = F.pad(planes, (left, left, up, up))
-    width = padded.shape[2]
-    rows, columns = (torch.arange(size, device=planes.device) for size in op.sides_after(tuple(planes.shape[1:])))
-    positions = (rows[:, None] * down * width + columns * right).reshape(-1)
-    offset = tap // op.weight.shape[3] * op.dilation[0] * width + tap % op.weight.shape[3] * op.dilation[1]
-    return padded.reshape(len(planes), -1).gather(1, positions + offset[:, None].to(planes.device))
 
 
 def _fault_free(chunk: Chunk, index: int, row: Tensor, source: Source) -> Tensor:

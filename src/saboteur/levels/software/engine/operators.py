@@ -78,6 +78,24 @@ class Mixing(Operator):
         )
 
     @cached_property
+    def residual_norms(self) -> dict[Mixing, float | None]:
+        """What :func:`residual_norm` has found with this layer as the first."""
+        return {}
+
+    def reads(self, planes: Tensor, tap: Tensor) -> Tensor:
+        """What a weight at ``tap`` [n] of the kernel reads of the input channel ``planes`` [n, ...]: [n, positions]."""
+        if not self.spatial:
+            return planes.reshape(-1, 1)
+        (up, left), (down, right) = self.padding, self.stride
+        padded = F.pad(planes, (left, left, up, up))
+        width = padded.shape[2]
+        rows, columns = (torch.arange(size, device=planes.device) for size in self.sides_after(tuple(planes.shape[1:])))
+        positions = (rows[:, None] * down * width + columns * right).reshape(-1)
+        across = self.weight.shape[3]
+        offset = tap // across * self.dilation[0] * width + tap % across * self.dilation[1]
+        return padded.reshape(len(planes), -1).gather(1, positions + offset[:, None].to(planes.device))
+
+    @cached_property
     def norm(self) -> float:
         """An upper bound on the spectral norm of the linear part."""
         return _spectral_norm(self)
@@ -355,6 +373,13 @@ def _patches_of_a_value(op: Mixing) -> int:
 
 
 def residual_norm(first: Mixing, second: Mixing) -> float | None:
+    """As :func:`_residual_norm`, computed once."""
+    if second not in first.residual_norms:
+        first.residual_norms[second] = _residual_norm(first, second)
+    return first.residual_norms[second]
+
+
+def _residual_norm(first: Mixing, second: Mixing) -> float | None:
     """An upper bound on ‖x + second·S·first·x‖ / ‖x‖ over all x and all diagonal S with entries in [0, 1].
 
     The semidefinite bound of Fazlyab et al. (NeurIPS 2019) with one multiplier λ for all neurons: the block's

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from saboteur.levels.software.engine.bounds import Gains
+from saboteur.levels.software.engine.changes import Changes
 from saboteur.levels.software.engine.golden import Chunk, picked
 from saboteur.levels.software.engine.graph import Graph, Values
 from saboteur.levels.software.engine.operators import Adding, Mixing, Operator, Pointwise
@@ -295,6 +296,7 @@ class Suffix:
 
     def __init__(self, graph: Graph, all_stages: Sequence[Stage], starts: Sequence[int], gains: Gains):
         self.graph = graph
+        self.starts = tuple(starts)
         self._gains = gains
         dirty = set(starts)
         self.stages: list[Stage] = []
@@ -323,20 +325,30 @@ class Suffix:
         made = [chunk.values[stage.index] for stage in self.stages if stage.index in chunk.values]
         return max(value[0].nbytes for value in (*made, chunk.values[self.graph.output]))
 
-    def run(self, pairs: Pairs, decide: Decide) -> Tensor:
-        """The outputs of the pairs that ``decide``, called at every cut, has not let go of."""
+    def run(self, pairs: Pairs, decide: Decide, changes: Changes | None = None) -> Tensor:
+        """The outputs of the pairs that ``decide``, called at every cut, has not let go of.
+
+        Args:
+            pairs: with the results of the starts.
+            decide: may let go of pairs; of none as proved where a layer that follows changes.
+            changes: weights and biases of the layers that follow, by the trial of a pair.
+        """
+        changed = [changes is not None and changes.reach(stage.mixing) for stage in self.stages]
         for place, stage in enumerate(self.stages):
             if stage.index not in pairs.values:
                 if pairs.scale > 1:
                     self._let_go_of_overflow(stage, pairs, decide)
                     if not len(pairs):
                         break
-                pairs.values[stage.index] = self._result(stage, pairs, self._needed_after[place])
+                if changes is not None and changed[place]:
+                    pairs.values[stage.index] = self._changed_result(stage, pairs, changes)
+                else:
+                    pairs.values[stage.index] = self._result(stage, pairs, self._needed_after[place])
             needed = self._needed_after[place]
             pairs.values = {index: value for index, value in pairs.values.items() if index in needed}
             measurable = stage.index in pairs.chunk.values  # a tuple has no one deviation
             if stage.index in self.cuts and measurable and pairs.scale == 1:
-                self._decide(stage.index, pairs, decide)
+                self._decide(stage.index, pairs, decide, provable=not any(changed[place + 1 :]))
                 if not len(pairs):
                     break
         return pairs.value(self.graph, self.graph.output) if len(pairs) else torch.empty(0)
@@ -368,11 +380,19 @@ class Suffix:
             reached += norm * (stage.amplification.whole if place == 0 else 1.0)
         decide(pairs, overflowing(relative, reached))
 
-    def _decide(self, cut: int, pairs: Pairs, decide: Decide) -> None:
+    def _changed_result(self, stage: Stage, pairs: Pairs, changes: Changes) -> Tensor:
+        """The result of a layer stage with weights or biases that differ from trial to trial."""
+        assert stage.mixing is not None
+        inputs = [pairs.value(self.graph, source) for source in stage.inputs]
+        result = stage.run(*inputs, rectified=False)
+        pairs.size = pairs.size + changes.apply(stage.mixing, pairs.trial, lambda *at: inputs[0][at], result)
+        return result.relu_() if stage.rectified else result
+
+    def _decide(self, cut: int, pairs: Pairs, decide: Decide, *, provable: bool) -> None:
         value = pairs.values[cut]
         if isinstance(value, Tensor) and not value.is_floating_point():
             return
-        gain, usual = self._gains.whole[cut], pairs.chunk.whole_norms(cut)[pairs.row]
+        gain, usual = self._gains.whole[cut] if provable else math.inf, pairs.chunk.whole_norms(cut)[pairs.row]
         size, measured = self._taken_to_be(gain, usual, pairs)
         places = torch.nonzero(measured).flatten()
         if isinstance(value, Patch):
@@ -384,7 +404,9 @@ class Suffix:
         else:
             size[places] = _distances(value, pairs.chunk.rows(cut), pairs.row, places)
         pairs.size = torch.where(measured, size, pairs.size)
-        bound = torch.where(size == 0, 0.0, torch.where(measured, size * gain, math.inf))
+        bound = torch.where(measured, size * gain, math.inf)
+        if provable:
+            bound[size == 0] = 0.0
         decide(pairs, Deviation(bound, size / usual, {cut: size}, "whole", torch.zeros_like(bound)))
 
     @staticmethod

@@ -1,0 +1,79 @@
+"""Trials of a few faults in weights and biases, which share their batches with each other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from saboteur.levels.software.engine.blocks import MOST_GROWTH, Block, Shared
+from saboteur.levels.software.engine.changes import Changes
+from saboteur.levels.software.engine.golden import Chunk
+from saboteur.levels.software.engine.overflow import LEAST_SCALED
+from saboteur.levels.software.engine.scattered import Scattered
+from saboteur.levels.software.engine.suffix import Stage, Suffix, norms
+from saboteur.levels.software.error_models import expanded
+
+
+@dataclass(frozen=True, eq=False)
+class Several(Scattered):
+    """Trials whose faults are all in weights and biases of layers that are called once.
+
+    Attributes:
+        first: the stage of the first layer with a fault.
+        changes: what changes, by the place in :attr:`trial`.
+        differs: bool [n], whether a bit changes.
+        gain: float64 [changes], how far the outputs can move for a first deviation of norm 1 by each change.
+    """
+
+    first: Stage
+    changes: Changes
+    differs: NDArray[np.bool_]
+    gain: NDArray[np.float64]
+
+    def acts(self, chunk: Chunk, number: NDArray[np.int64], row: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Whether a bit changes."""
+        return self.differs[number]
+
+
+class SeveralBlock(Block[Several]):
+    """Trials of a few faults in weights and biases.
+
+    Args:
+        shared: what all blocks of the chunk share.
+        group: the trials.
+        suffix: the way from the first stage with a fault to the outputs.
+    """
+
+    def __init__(self, shared: Shared, group: Several, suffix: Suffix):
+        super().__init__(shared, group, LEAST_SCALED if suffix.homogeneous else MOST_GROWTH)
+        self._suffix = suffix
+
+    def open(self, number: NDArray, row: NDArray) -> tuple[NDArray, NDArray]:
+        """Those whose deviations, each (size at first) · (gain), add up to more than the radius."""
+        changes = self.group.changes
+        first, last = (np.searchsorted(changes.number, number, side=side) for side in ("left", "right"))
+        pair, which = expanded(first, last)
+        with np.errstate(all="ignore"):
+            moved = changes.sizes(self.chunk, row[pair], which) * self.group.gain[which]
+        deviation = np.bincount(pair, moved, len(number)) + self.error
+        proved = deviation < self.radius.numpy()[row]
+        self.recorder.bounded(self.group.trial[number[proved]], self.inputs_of(row[proved]), deviation[proved])
+        return number[~proved], row[~proved]
+
+    def positions(self) -> int:
+        """All values of the first result."""
+        return self.chunk.result(self.group.first.index)[0].numel()
+
+    def simulate(self, number: NDArray, row: NDArray) -> None:
+        """Change the fault-free result of the first layer, then go on."""
+        chunk, stage, rows = self.chunk, self.group.first, torch.from_numpy(row)
+        op, source = stage.mixing, chunk.result(stage.inputs[0])
+        values = chunk.picked(stage.before, rows)
+        self.group.changes.apply(op, torch.from_numpy(number), lambda pair, at: source[rows[pair], at], values)
+        if stage.rectified:
+            values.relu_()
+        size = norms((values - chunk.picked(stage.index, rows)).flatten(1))
+        self.go_on(self._suffix, number, row, values, size, self.group.changes)
