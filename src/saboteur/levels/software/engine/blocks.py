@@ -20,6 +20,7 @@ from saboteur.levels.software.engine.groups import Group, NarrowGroup
 from saboteur.levels.software.engine.narrow import Narrow
 from saboteur.levels.software.engine.overflow import LARGEST, LEAST_SCALED, SCALE
 from saboteur.levels.software.engine.replay import Replay, same_bits
+from saboteur.levels.software.engine.rounding import Allowance
 from saboteur.levels.software.engine.screening import Prediction
 from saboteur.levels.software.engine.suffix import Deviation, Pairs, Suffix, norms
 from saboteur.outcomes.recorder import Recorder
@@ -45,14 +46,14 @@ class Shared:
 
     Attributes:
         chunk: the fault-free results.
-        error: how far rounding may move an output of a run with deviations of the fault-free size.
+        allowance: how far rounding may move outputs.
         gains: from every node to the output.
         recorder: takes the pairs.
         replay: takes the pairs that are put off, to be run the plain engine's way.
     """
 
     chunk: Chunk
-    error: float
+    allowance: Allowance
     gains: Gains
     recorder: Recorder
     replay: Replay
@@ -69,7 +70,7 @@ class Block(ABC, Generic[AGroup]):
 
     def __init__(self, shared: Shared, group: AGroup, most_growth: float):
         self.chunk = shared.chunk
-        self.error = shared.error
+        self.allowance = shared.allowance
         self.gains = shared.gains
         self.recorder = shared.recorder
         self.replay = shared.replay
@@ -120,7 +121,7 @@ class Block(ABC, Generic[AGroup]):
     def decide(self, pairs: Pairs, deviation: Deviation) -> Tensor | None:
         """Let go of pairs whose outputs provably, or predictably, move too little, and of those beyond trust."""
         pairs.growth = torch.maximum(pairs.growth, deviation.relative)
-        bound = deviation.bound + self.error * (1 + pairs.growth)
+        bound = deviation.bound + self.allowance.of(pairs.row, pairs.growth)
         proved = bound < self.radius[pairs.row]
         lost = ~proved & ~((deviation.largest < LARGEST) & (pairs.growth < self.most_growth))
         kept = ~(proved | lost)
@@ -187,7 +188,7 @@ class Block(ABC, Generic[AGroup]):
         slack = np.zeros(len(outputs))
         some = finite.numpy()
         slack[some] = self.recorder.slack(inputs[some], outputs.numpy()[some])
-        trusted = torch.from_numpy(slack) > self.error * (1 + pairs.growth)
+        trusted = torch.from_numpy(slack) > self.allowance.of(pairs.row, pairs.growth)
         chosen = trusted.numpy()
         self.recorder.outputs(self.group.trial[pairs.trial.numpy()[chosen]], inputs[chosen], outputs.numpy()[chosen])
         self._put_off(pairs, ~trusted)
@@ -220,8 +221,10 @@ class NarrowBlock(Block[NarrowGroup]):
     def open(self, number: NDArray, row: NDArray) -> tuple[NDArray, NDArray]:
         """Those with (size of the first deviation) · (gain of its channel) beyond the radius."""
         gain = self.gains.of_channels(self.group.start).numpy()[self.group.channel(number)]
+        size, inputs = self.group.size(self.chunk, number, row), torch.from_numpy(row)
+        growth = torch.from_numpy(size) / self.chunk.whole_norms(self.group.start)[inputs]
         with np.errstate(all="ignore"):
-            deviation = self.group.size(self.chunk, number, row) * gain + self.error
+            deviation = size * gain + self.allowance.of(inputs, growth).numpy()
         proved = deviation < self.radius.numpy()[row]
         self.recorder.bounded(self.group.trial[number[proved]], self.inputs_of(row[proved]), deviation[proved])
         number, row = number[~proved], row[~proved]

@@ -41,6 +41,7 @@ from saboteur.levels.software.engine.groups import (
 from saboteur.levels.software.engine.narrow import Narrow
 from saboteur.levels.software.engine.operators import Mixing, Operator, Scaling, understood
 from saboteur.levels.software.engine.replay import Replay
+from saboteur.levels.software.engine.rounding import INPUTS, Allowance, Rounding
 from saboteur.levels.software.engine.scattered import Scattered, nodes_of
 from saboteur.levels.software.engine.screening import Prediction
 from saboteur.levels.software.engine.several import Several, SeveralBlock
@@ -80,7 +81,7 @@ class ExactEngine:
         self.reason: str | None = None
         self._memory = memory_bytes // 2  # the other half is for what is under way
         self._chunks: dict[range, Chunk] = {}
-        self._errors: dict[range, float] = {}
+        self._allowances: dict[range, Allowance] = {}
         self._narrow: dict[int, Narrow] = {}
         self._suffixes: dict[int, Suffix] = {}
         self._nodes: dict[str, tuple[int, ...] | None] = {}
@@ -95,10 +96,11 @@ class ExactEngine:
         runner = self.runner
         if runner.inputs_interact:
             raise Untraceable("the inputs of a batch change each other's outputs")
-        self.graph = Graph(runner.model, runner.output, runner.rounding)
+        shapes = [tuple(tensor.shape) for tensor in runner.tensors]
+        self.graph = Graph(runner.model, runner.output, runner.rounding, shapes)
         probe = torch.arange(_PROBES) % runner.inputs
         tensors = [tensor[probe.to(tensor.device)] for tensor in runner.tensors]
-        self._probed = values = self.graph.check(tensors)
+        self._probed = values = self.graph.check(tensors, every=False)
         self._batching = Batching(self.graph, runner)
         self.graph.find_places(tensors, values)
         self.places = {nodes[0]: place for place, nodes in self.graph.places.items() if len(nodes) == 1}
@@ -110,7 +112,7 @@ class ExactEngine:
         results = {
             index: value
             for index, value in values.items()
-            if isinstance(value, Tensor) and self.graph.varies[index] and self.graph.leads_to_output[index]
+            if index in self.graph.tensors and self.graph.varies[index] and self.graph.leads_to_output[index]
         }
         self._boundaries = results.keys() & {*self.graph.arguments, *(stage.index for stage in self.stages)}
         self._float_results = {i for i, value in results.items() if value.dtype == torch.float32 and value.dim() > 1}
@@ -120,6 +122,7 @@ class ExactEngine:
         if batches < 1:
             raise Untraceable(f"the results for one batch take {per_input * runner.batch_size / 2**20:.0f} MB")
         self._inputs_per_chunk = min(batches, 16) * runner.batch_size
+        self._sampled_inputs = max(1, min(INPUTS, runner.inputs, int(self._memory / (2 * per_input))))
         self._kept_chunks = max(1, int(self._memory / (per_input * self._inputs_per_chunk)))
 
     def _give_up(self, reason: str) -> None:
@@ -172,7 +175,7 @@ class ExactEngine:
     def _on_chunk(self, inputs: range, groups: list[Group], recorder: Recorder, prediction: Prediction | None) -> None:
         chunk = self._chunk(inputs, recorder)
         replay = Replay(chunk, recorder)
-        shared = Shared(chunk, self._errors[inputs], self.gains, recorder, replay)
+        shared = Shared(chunk, self._allowances[inputs], self.gains, recorder, replay)
         for group in groups:
             if self._runs_plainly(group):
                 PlainBlock(shared, group).run()
@@ -408,7 +411,7 @@ class ExactEngine:
             expected = recorder.golden.outputs[inputs.start : inputs.stop]
             chunk = Chunk(self.graph, self.runner, self._batching, inputs, expected, self._folded)
             self._adopt(chunk)
-            self._errors[inputs] = self._rounding_error(chunk)
+            self._allowances[inputs] = self._allowance(chunk)
             self._chunks[inputs] = chunk
         return self._chunks[inputs]
 
@@ -416,16 +419,21 @@ class ExactEngine:
     def _whole(self) -> Suffix:
         return Suffix(self.graph, self.stages, self.graph.arguments, self.gains)
 
-    def _rounding_error(self, chunk: Chunk) -> float:
-        """How far rounding may move an output of a run with deviations of the fault-free size.
+    @cached_property
+    def _rounding(self) -> Rounding:
+        rows = torch.linspace(0, self.runner.inputs - 1, self._sampled_inputs).long()
+        return Rounding(self.graph, self.operators, [tensor[rows.to(tensor.device)] for tensor in self.runner.tensors])
 
-        Two evaluations of the fault-free run in different orders of summation are compared; their largest
-        difference is taken times 64.
+    def _allowance(self, chunk: Chunk) -> Allowance:
+        """How far rounding may move outputs: as analysed, or 64 times what is measured where that is more.
+
+        Measured is the largest difference of two evaluations of the fault-free run in different orders of summation.
+        It speaks also for calls that the analysis leaves out.
         """
         golden = chunk.values[self.graph.output]
         least = float(golden.abs().max()) * float(np.finfo(np.float32).eps)
         apart = (chunk.rows(self.graph.output) - golden).abs().max()
-        return _ROUNDING_FACTOR * max(least, float(apart))
+        return self._rounding.allowance(chunk).at_least(_ROUNDING_FACTOR * max(least, float(apart)))
 
     def _adopt(self, chunk: Chunk) -> None:
         """Give a chunk the fault-free results in the bits of runs from the middle."""
@@ -435,7 +443,8 @@ class ExactEngine:
             values = {index: chunk.values[index][row] for index in self.graph.arguments}
             pairs = Pairs(chunk, row, row, values, torch.zeros(len(row), dtype=torch.float64))
             for index, value in self._whole.fault_free(pairs).items():
-                parts.setdefault(index, []).append(value)
+                if index in self.graph.tensors:
+                    parts.setdefault(index, []).append(value)
         chunk.adopt({index: torch.cat(parts.pop(index)) for index in list(parts)})
 
     def _suffix(self, start: int) -> Suffix:

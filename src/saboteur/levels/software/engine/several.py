@@ -56,9 +56,13 @@ class SeveralBlock(Block[Several]):
         changes = self.group.changes
         first, last = (np.searchsorted(changes.number, number, side=side) for side in ("left", "right"))
         pair, which = expanded(first, last)
+        usual = np.stack([self.chunk.whole_norms(op.layer).numpy() for op in changes.layers])
+        size = changes.sizes(self.chunk, row[pair], which)
         with np.errstate(all="ignore"):
-            moved = changes.sizes(self.chunk, row[pair], which) * self.group.gain[which]
-        deviation = np.bincount(pair, moved, len(number)) + self.error
+            moved = size * self.group.gain[which]
+            growth = np.bincount(pair, size / usual[changes.layer[which], row[pair]], len(number))
+            rounding = self.allowance.of(torch.from_numpy(row), torch.from_numpy(growth)).numpy()
+        deviation = np.bincount(pair, moved, len(number)) + rounding
         proved = deviation < self.radius.numpy()[row]
         self.recorder.bounded(self.group.trial[number[proved]], self.inputs_of(row[proved]), deviation[proved])
         return number[~proved], row[~proved]
