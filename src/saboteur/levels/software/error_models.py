@@ -111,7 +111,7 @@ class ErrorOutput(Output):
         return sampler.reached(key, inputs, anchors)
 
     def _drawing(self, hits: Hits, hit: Integers) -> tuple[NDArray[np.uint64], Sampler]:
-        model = hits.regions[hits.region[hit[0]]].model
+        model = hits.regions[int(hits.region[hit[0]])].model
         assert isinstance(model, ComponentErrors)
         if model not in self.samplers:
             self.samplers[model] = Sampler(model.profile, self.known)

@@ -253,7 +253,7 @@ def quantized_format(values: Tensor) -> Affine:
     """The affine format of a quantised tensor, with its scales."""
     integers = torch.iinfo(values.int_repr().dtype)
     if values.qscheme() == torch.per_tensor_affine:
-        scale, zero_point = np.float64(values.q_scale()), np.int64(values.q_zero_point())
+        scale, zero_point = np.array(values.q_scale()), np.array(values.q_zero_point())
     else:
         scale = values.q_per_channel_scales().double().numpy()
         zero_point = values.q_per_channel_zero_points().long().numpy()

@@ -399,7 +399,7 @@ def build(workload: Workload, *, pes: int | Sequence[int] = 8) -> Pipeline:
         )
         for link, count in zip(links, _pe_counts(pes, len(links)), strict=True)
     )
-    words = workload.model.quantize(workload.inputs).numpy().astype(np.int64)
+    words = workload.model.get_submodule("quantize")(workload.inputs).numpy().astype(np.int64)
     return Pipeline(_identifier(workload.name), layers, 8, _stream(words))
 
 

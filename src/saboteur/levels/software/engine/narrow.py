@@ -144,12 +144,14 @@ class Narrow:
         """
         if source.position is not None and pairs.chunk.result(self._start).dim() == 4:
             for index, value in deviations.items():
-                pairs.values[index] = _single_position(index, pairs, source, value)
+                pairs.values[index] = _single_position(index, pairs, source.channel, source.position, value)
             return self._suffix.run(pairs, decide)
         planes = {index: self._plane(pairs.chunk, index, source, value) for index, value in deviations.items()}
         for stage in self._first:
             if pairs.scale > 1:
-                reached = stage.amplification.channel[source.channel] * pairs.scale * norms(planes[stage.inputs[0]])
+                factor = stage.amplification.channel
+                assert factor is not None  # only what is homogeneous is scaled
+                reached = factor[source.channel] * pairs.scale * norms(planes[stage.inputs[0]])
                 kept = decide(pairs, overflowing(pairs.growth, reached))
                 if kept is not None:
                     source, planes = source.take(kept), {index: plane[kept] for index, plane in planes.items()}
@@ -175,6 +177,7 @@ class Narrow:
         if isinstance(op, Adding):
             moved = [deviations[index] for index in op.inputs if index in deviations]
             return moved[0] if len(moved) == 1 else moved[0] + moved[1]
+        assert isinstance(op, Pointwise)
         before, after = (_fault_free(chunk, index, row, source) for index in (op.inputs[0], op.index))
         return op.function(before + deviations[op.inputs[0]]) - after
 
@@ -187,12 +190,12 @@ def _fault_free(chunk: Chunk, index: int, row: Tensor, source: Source) -> Tensor
     return value.reshape(*value.shape[:2], -1)[row, source.channel, source.position][:, None]
 
 
-def _single_position(index: int, pairs: Pairs, source: Source, deviation: Tensor) -> Patch:
+def _single_position(index: int, pairs: Pairs, channel: Tensor, position: Tensor, deviation: Tensor) -> Patch:
     """The result of a node that deviates in one channel at one position, there."""
     maps = pairs.chunk.padded(index, (0, 0))
-    top, left = source.position // maps.shape[2], source.position % maps.shape[2]
+    top, left = position // maps.shape[2], position % maps.shape[2]
     values = cut_out(maps, pairs.row, top, left, (1, 1))
-    values[torch.arange(len(values)), 0, 0, source.channel] += deviation[:, 0]
+    values[torch.arange(len(values)), 0, 0, channel] += deviation[:, 0]
     return Patch(values, top, left)
 
 
@@ -207,6 +210,7 @@ def _widened(index: int, pairs: Pairs, channel: Tensor, deviation: Tensor) -> Te
 def _first_mixing(stage: Stage, pairs: Pairs, channel: Tensor, deviation: Tensor) -> Tensor:
     """The result of a layer stage of which one input channel deviates: fault-free plus that channel's share."""
     op = stage.mixing
+    assert op is not None
     before = pairs.chunk.picked(stage.before, pairs.row)
     if not op.spatial:
         before += op.weight[:, channel].T * deviation

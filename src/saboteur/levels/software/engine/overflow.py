@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.modules.batchnorm import _NormBase
 
 from saboteur.levels.software.engine.graph import Graph, Values
 from saboteur.levels.software.engine.operators import Adding, Linear, Mixing, Operator, Pointwise
@@ -72,7 +73,7 @@ def _of_layer(graph: Graph, op: Mixing, rectified: bool) -> Amplification:
     channels = op.weight.double().flatten(2) if op.spatial else op.weight.double()[:, :, None]
     factors = [1 / op.scale.double().abs()]
     module = graph.nodes[op.index].module
-    if getattr(module, "running_var", None) is not None:
+    if isinstance(module, _NormBase) and module.running_var is not None:
         factors.append(factors[0] * torch.rsqrt(module.running_var.double() + module.eps))
     if not rectified:
         factors.append(torch.ones_like(factors[0]))

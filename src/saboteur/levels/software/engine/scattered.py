@@ -52,7 +52,8 @@ class Scattered(Group):
 
     def faulted(self, chunk: Chunk, number: NDArray[np.int64], row: NDArray[np.int64]) -> Tensor:
         """Run each trial up to the result."""
-        return torch.cat([self._of_trial(chunk, self.trial[one], row[number == one]) for one in np.unique(number)])
+        trials = ((int(self.trial[one]), row[number == one]) for one in np.unique(number))
+        return torch.cat([self._of_trial(chunk, trial, rows) for trial, rows in trials])
 
     def _of_trial(self, chunk: Chunk, trial: int, row: NDArray[np.int64]) -> Tensor:
         hits, inputs = Hits.of_trial(self.space, self.faults, trial), row + chunk.inputs.start

@@ -18,7 +18,7 @@ from the trials' own keys, is run exactly as well, and the recorder counts how o
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import get_args
 
@@ -61,7 +61,7 @@ class _Rows:
     """
 
     region: Region
-    site: Site
+    site: Memory | Output
     trial: NDArray[np.int64]
     element: NDArray[np.int64]
     variant: NDArray[np.int64]
@@ -72,8 +72,14 @@ class _Rows:
         """The rows of the trials ``first`` .. ``last`` − 1."""
         rows = slice(*np.searchsorted(self.trial, [first, last]))
         change = None if self.change is None else self.change[rows]
-        columns = (self.trial, self.element, self.variant, self.drawn)
-        return _Rows(self.region, self.site, *(column[rows] for column in columns), change)
+        return replace(
+            self,
+            trial=self.trial[rows],
+            element=self.element[rows],
+            variant=self.variant[rows],
+            drawn=self.drawn[rows],
+            change=change,
+        )
 
 
 @dataclass(frozen=True)
@@ -117,7 +123,10 @@ class Prediction:
         strain = np.zeros(len(trials), np.float32)
         with np.errstate(all="ignore"):
             for place, size in zip(places, sizes, strict=True):
-                strain += size * self._strains[place, extent][inputs] if place in self.slopes else np.inf
+                if place is not None and place in self.slopes:
+                    strain += size * self._strains[place, extent][inputs]
+                else:
+                    strain[:] = np.inf
         decided = (strain < 1) & self.eligible[trials]
         return self.hand_in_decided(recorder, trials, inputs, decided)
 
@@ -180,7 +189,11 @@ class Screen:
             reason = self._refused(site, kind)
             if reason is not None:
                 self.unscreened[name] = reason
-        self._sites = {name: site for name, site in sites.items() if name not in self.unscreened}
+        self._sites = {
+            name: site
+            for name, site in sites.items()
+            if name not in self.unscreened and isinstance(site, Memory | Output)
+        }
         self._on_the_way = set(on_the_way)
         self._meter = self._checked_meter()
         self._slopes_on_the_way: dict[str, Slopes] = {}
@@ -237,7 +250,7 @@ class Screen:
                     del self._sites[name]
         return None
 
-    def _used(self, site: Site) -> list[str]:
+    def _used(self, site: Memory | Output) -> list[str]:
         return [path for path, _ in self._holders[site.name]] if isinstance(site, Memory) else [site.place]
 
     def _layers(self) -> dict[str, set[str]]:
@@ -334,13 +347,13 @@ class Screen:
                 element = faults.element[row]
                 before, fmt = site.words(element), site.format_at(element)
                 after = region.model.corrupt(before, faults.variant[row], faults.drawn[row], fmt)
-                row, before, after, element = (column[after != before] for column in (row, before, after, element))
-                fmt = site.format_at(element)
+                other = after != before
+                row, fmt = row[other], site.format_at(element[other])
                 with np.errstate(all="ignore"):
-                    change = np.abs(fmt.decode(after) - fmt.decode(before)).astype(np.float32)
+                    change = np.abs(fmt.decode(after[other]) - fmt.decode(before[other])).astype(np.float32)
             changed[faults.trial[row]] = True
-            columns = (faults.trial, faults.element, faults.variant, faults.drawn)
-            groups.append(_Rows(region, site, *(column[row] for column in columns), change))
+            hits = faults.trial[row], faults.element[row], faults.variant[row], faults.drawn[row]
+            groups.append(_Rows(region, site, *hits, change))
         return groups, eligible & changed
 
     @staticmethod
@@ -358,6 +371,7 @@ class Screen:
     def _slopes(self, batch: range) -> dict[str, list[Slopes]]:
         if batch in self._kept:
             return self._kept[batch]
+        assert self._meter is not None  # with sites comes a meter
         parts = [
             self._meter.measure(range(start, min(start + _IMAGES_AT_ONCE, batch.stop)))
             for start in range(batch.start, batch.stop, _IMAGES_AT_ONCE)
@@ -377,7 +391,7 @@ class Screen:
 
     def _values(self, batch: range, groups: list[_Rows]) -> dict[str, Tensor]:
         """The fault-free values [images, values] of each place at which a signal is hit."""
-        wanted = {group.site.place for group in groups if group.change is None}
+        wanted = {group.site.place for group in groups if isinstance(group.site, Output)}
         found: dict[str, Tensor] = {}
         for position, tensor in enumerate(self._runner.tensors):
             place = input_place(position, len(self._runner.tensors))
@@ -387,8 +401,9 @@ class Screen:
             inside = wanted - set(found)
 
             def keep(event: Event) -> object:
-                if event.place in inside:
-                    found[event.place] = event.tensor.flatten(1).clone()
+                tensor = event.tensor
+                if event.place in inside and tensor is not None:
+                    found[event.place] = tensor.flatten(1).clone()
                 return event.output
 
             modules = {place: self._modules[place] for place in inside if place in self._modules}
@@ -413,6 +428,7 @@ class Screen:
             return
         radius = radius[: strain.shape[1]]
         if rows.change is None:
+            assert isinstance(rows.site, Output)
             (call,) = slopes[rows.site.place]
             total = self._signal_changes(rows, values[rows.site.place]) * call.strain_at_source("value", radius)
         else:

@@ -70,10 +70,11 @@ def tap_of(module: nn.Module, tensor: str, elements: NDArray[np.int64]) -> NDArr
         return np.zeros_like(elements)
     if isinstance(module, _BATCH_NORMS):
         return elements
+    if isinstance(module, nn.Linear):
+        return elements % module.in_features
+    assert isinstance(module, _CONVOLUTIONS)
     fan_in = module.weight[0].numel()
     channel, tap = np.divmod(elements, fan_in)
-    if isinstance(module, nn.Linear):
-        return tap
     return channel // (module.out_channels // module.groups) * fan_in + tap
 
 
@@ -96,10 +97,11 @@ def tap_norms(module: nn.Module, x: Tensor, z: Tensor, tensor: str) -> Tensor:
     if isinstance(module, _BATCH_NORMS):
         normalised = functional.batch_norm(x, module.running_mean, module.running_var, eps=module.eps)
         return torch.linalg.vector_norm(_channels(module, normalised), dim=2)
+    assert isinstance(module, _CONVOLUTIONS)
     return _convolution_tap_norms(module, x, z.shape[2:])
 
 
-def _convolution_tap_norms(module: nn.Module, x: Tensor, positions: torch.Size) -> Tensor:
+def _convolution_tap_norms(module: nn.Conv1d | nn.Conv2d | nn.Conv3d, x: Tensor, positions: torch.Size) -> Tensor:
     mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
     squares = functional.pad(x, module._reversed_padding_repeated_twice, mode=mode).square()
     norms = []
@@ -159,7 +161,7 @@ class Slopes:
     @classmethod
     def blank(cls, images: int, count: int) -> Slopes:
         """Of ``images`` of which nothing is known, so that no change is small."""
-        return cls(*np.full((4, images), np.nan, np.float32), count)
+        return cls(*np.full((4, images), np.nan, np.float32), count=count)
 
     def fill_in(self, images: range, call: Slopes) -> None:
         """Take over what ``call`` knows of ``images``, but for its taps."""
@@ -171,8 +173,8 @@ class Slopes:
         """One after the other along the images."""
         return cls(
             *(np.concatenate([getattr(part, name) for part in parts]) for name in _PER_IMAGE),
-            parts[0].count,
-            {name: np.concatenate([part.taps[name] for part in parts], axis=1) for name in parts[0].taps},
+            count=parts[0].count,
+            taps={name: np.concatenate([part.taps[name] for part in parts], axis=1) for name in parts[0].taps},
         )
 
 
@@ -312,7 +314,7 @@ class Slopemeter:
             raise ValueError("the outputs cannot be differentiated")
         return outputs, calls
 
-    def _steepest(self, outputs: Tensor, calls: list[_Call]) -> list[tuple[Tensor, Tensor, Tensor]]:
+    def _steepest(self, outputs: Tensor, calls: list[_Call]) -> list[tuple[Tensor, ...]]:
         """Channel, value and whole slope of each call."""
         steepest = [tuple(outputs.new_zeros(len(outputs)) for _ in range(3)) for _ in calls]
         for k in range(outputs.shape[1]):
