@@ -17,7 +17,7 @@ from saboteur.faults.models import BitFlip
 from saboteur.levels.software.engine import rounding
 from saboteur.levels.software.engine.blocks import Block
 from saboteur.levels.software.engine.exact import ExactEngine
-from saboteur.levels.software.engine.rounding import DEVIATIONS, UNIT, Allowance, Rounding, norm_bound
+from saboteur.levels.software.engine.rounding import DEVIATIONS, UNIT, Allowance, Rounding, norm_bound, sample_size
 from saboteur.levels.software.spec import SoftwareFault, Where
 from saboteur.levels.software.target import SoftwareTarget
 from saboteur.outcomes.criteria import Sdc1
@@ -232,6 +232,15 @@ def test_calls_that_are_not_understood_add_nothing() -> None:
     alone, before = analysed(layer, inputs), analysed(nn.Sequential(*layer, Squared()).eval(), inputs)
     slope = 2 * 5
     assert float(before.error[0]) == pytest.approx(slope * float(alone.error[0]), rel=1e-6)
+
+
+def test_samples_are_as_large_as_can_be_afforded() -> None:
+    assert sample_size(10_000, 4e6, 2**32) == 32
+    assert sample_size(20, 4e6, 2**32) == 20
+    assert sample_size(10_000, 2e7, 2**32) == 2**28 // 2e7 == 13
+    assert sample_size(10_000, 2e8, 2**33) == 8
+    assert sample_size(10_000, 2e8, 10**9) == 2
+    assert sample_size(10_000, 2e9, 10**9) == 1
 
 
 def test_a_sample_of_a_few_outputs_and_inputs_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:

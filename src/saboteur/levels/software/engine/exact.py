@@ -41,7 +41,7 @@ from saboteur.levels.software.engine.groups import (
 from saboteur.levels.software.engine.narrow import Narrow
 from saboteur.levels.software.engine.operators import Mixing, Operator, Scaling, understood
 from saboteur.levels.software.engine.replay import Replay
-from saboteur.levels.software.engine.rounding import INPUTS, Allowance, Rounding
+from saboteur.levels.software.engine.rounding import Allowance, Rounding, sample_size
 from saboteur.levels.software.engine.scattered import Scattered, nodes_of
 from saboteur.levels.software.engine.screening import Prediction
 from saboteur.levels.software.engine.several import Several, SeveralBlock
@@ -121,7 +121,7 @@ class ExactEngine:
         if batches < 1:
             raise Untraceable(f"the results for one batch take {per_input * runner.batch_size / 2**20:.0f} MB")
         self._inputs_per_chunk = min(batches, 16) * runner.batch_size
-        self._sampled_inputs = max(1, min(INPUTS, runner.inputs, int(self._memory / (2 * per_input))))
+        self._sampled_inputs = sample_size(runner.inputs, per_input, self._memory)
         self._kept_chunks = max(1, int(self._memory / (per_input * self._inputs_per_chunk)))
 
     def _give_up(self, reason: str) -> None:

@@ -38,8 +38,13 @@ UNIT = 2.0**-24
 DEVIATIONS = 9.0
 """λ: exceeded with a probability of 5·10⁻¹⁸ by one output, of 10⁻⁸ by any of 1.7·10⁸ inferences with 10 outputs."""
 
-INPUTS = 32
+_INPUTS = 32
 """Derivatives are taken for so many inputs."""
+
+_LEAST_INPUTS = 8
+"""And for no more than these where results are large, as long as there is room for them."""
+
+_SAMPLE_BYTES = 2**28
 
 _OUTPUTS = 16
 """And for so many outputs of each, spread over the order of their values."""
@@ -150,6 +155,12 @@ class Rounding:
             near += (met * one.size(values)).square()
             far += (steepest * one.reach * _norms(values)).square()
         return Allowance(DEVIATIONS * UNIT * near.sqrt(), DEVIATIONS * UNIT * far.sqrt())
+
+
+def sample_size(inputs: int, per_input: float, memory: int) -> int:
+    """For how many of ``inputs`` derivatives are taken, where their results take ``per_input`` of ``memory`` bytes."""
+    affordable = max(_LEAST_INPUTS, int(_SAMPLE_BYTES / per_input))
+    return max(1, min(_INPUTS, inputs, affordable, int(memory / (2 * per_input))))
 
 
 def _run(graph: Graph, tensors: Sequence[Tensor]) -> Values:
