@@ -4,6 +4,9 @@ The network is ResNet-20 in eight-bit integers where its data are at hand, else 
 8 × 8 output-stationary. Plain injection flips a bit of a weight in software and runs the network on a batch of 64
 images, each of which counts as an injection: nothing that injects, runs and restores can be faster. ENFOR-SA (VTS 2026)
 reaches 0.94 of it with registers at RTL. All times are CPU seconds of one thread, the ways measured in turns.
+
+Stuck nets of one processing element are simulated through all tiles of a layer, 505 of 512 side by side; a third of the
+time is the rest of the network, a third what surrounds the element, an eighth the element itself (``perf``).
 """
 
 from __future__ import annotations
