@@ -7,6 +7,7 @@ emulated, the tensor holds the format's values, and words are found through the 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -134,17 +135,18 @@ def rounded(tensor: Tensor, fmt: NumberFormat, axis: int = 0) -> Tensor:
         else:
             tensor_in = tensor
         return tensor_in.to(narrow).to(tensor.dtype)
-    values = tensor.double()
     if isinstance(fmt, FixedPoint):
         limit = 1 << (fmt.bits - 1)
-        steps = torch.nan_to_num(torch.round(values * 2.0**fmt.fraction)) + 0.0  # integers have no −0
-        return (steps.clamp(-limit, limit - 1) * 2.0**-fmt.fraction).to(tensor.dtype)
+        steps = tensor.to(torch.float64, copy=True).mul_(2.0**fmt.fraction).round_().nan_to_num_()
+        steps.add_(0.0)  # integers have no −0
+        return steps.clamp_(-limit, limit - 1).mul_(2.0**-fmt.fraction).to(tensor.dtype)
     if isinstance(fmt, Affine):
         scale, zero_point = (_along(np.asarray(part, np.float64), axis, tensor) for part in (fmt.scale, fmt.zero_point))
-        steps = torch.round(values / scale) + zero_point
-        steps = torch.where(steps.isnan(), zero_point, steps).clamp(*fmt.integer_range)
-        return ((steps - zero_point) * scale).to(tensor.dtype)
-    return torch.from_numpy(fmt.round(values.cpu().numpy())).to(tensor.device, tensor.dtype)
+        steps = tensor.to(torch.float64, copy=True).div_(scale).round_().nan_to_num_(posinf=math.inf, neginf=-math.inf)
+        low, high = fmt.integer_range
+        steps.add_(zero_point).clamp_(low, high)
+        return steps.sub_(zero_point).mul_(scale).to(tensor.dtype)
+    return torch.from_numpy(fmt.round(tensor.double().cpu().numpy())).to(tensor.device, tensor.dtype)
 
 
 def rounded_output(output: Any, fmt: NumberFormat | None) -> Any:

@@ -197,19 +197,9 @@ class Runner:
                 setattr(module, name, tensor)
 
     def _forward(self, tensors: tuple[Tensor, ...], edits: Sequence[Edit], watch: Visit | None) -> NDArray:
-        by_place: dict[str, list[Edit]] = defaultdict(list)
-        for signal, hits in edits:
-            by_place[signal.place].append((signal, hits))
+        by_place = _by_place(edits)
         tensors = tuple(self._input(position, tensor, by_place, watch) for position, tensor in enumerate(tensors))
-        places = {place for place in (*by_place, *self.rounding) if place in self._modules}
-        functions = any("#" in place for place in by_place) or watch is not None
-        if watch is not None:
-            places |= set(leaves(self.model))
-        with ExitStack() as stack:
-            if places or functions:
-                modules = {place: self._modules[place] for place in places}
-                visit = self._guarded(by_place, watch)
-                stack.enter_context(tapped(self.model, visit, modules, functions=functions))
+        with self.tapped(edits, watch):
             try:
                 output = self.model(*tensors)
             except (HarnessError, TargetError):
@@ -219,6 +209,26 @@ class Runner:
             except Exception as error:
                 raise ModelError(f"{type(error).__name__}: {error}") from error
         return self._select(output, len(tensors[0]))
+
+    @contextmanager
+    def tapped(self, edits: Sequence[Edit], watch: Visit | None = None) -> Iterator[None]:
+        """A context for one pass, in which outputs of modules and functions are rounded and meet their faults.
+
+        Args:
+            edits: faults by the signal that they hit; those of the model's inputs are left out.
+            watch: sees every event after its faults.
+        """
+        by_place = _by_place(edits)
+        places = {place for place in (*by_place, *self.rounding) if place in self._modules}
+        functions = any("#" in place for place in by_place) or watch is not None
+        if watch is not None:
+            places |= set(leaves(self.model))
+        with ExitStack() as stack:
+            if places or functions:
+                modules = {place: self._modules[place] for place in places}
+                visit = self._guarded(by_place, watch)
+                stack.enter_context(tapped(self.model, visit, modules, functions=functions))
+            yield
 
     def _input(self, position: int, tensor: Tensor, by_place: Mapping[str, list[Edit]], watch: Visit | None) -> Tensor:
         place = input_place(position, len(self.tensors))
@@ -272,6 +282,13 @@ class Runner:
         if output.dtype in (torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2):
             output = output.float()
         return output.cpu().numpy()
+
+
+def _by_place(edits: Sequence[Edit]) -> dict[str, list[Edit]]:
+    found: dict[str, list[Edit]] = defaultdict(list)
+    for signal, hits in edits:
+        found[signal.place].append((signal, hits))
+    return found
 
 
 @contextmanager

@@ -93,5 +93,5 @@ def _come_out(graph: Graph, values: Values, tensors: list[Tensor], order: Tensor
     return all(
         same(again[index], value[order.to(value.device)])
         for index, value in values.items()
-        if graph.varies[index] and graph.leads_to_output[index] and isinstance(value, Tensor)
+        if graph.varies[index] and graph.leads_to_output[index] and index in graph.tensors
     )

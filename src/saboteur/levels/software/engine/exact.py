@@ -96,10 +96,11 @@ class ExactEngine:
         runner = self.runner
         if runner.inputs_interact:
             raise Untraceable("the inputs of a batch change each other's outputs")
-        self.graph = Graph(runner.model, runner.output, runner.rounding)
+        shapes = [tuple(tensor.shape) for tensor in runner.tensors]
+        self.graph = Graph(runner.model, runner.output, runner.rounding, shapes)
         probe = torch.arange(_PROBES) % runner.inputs
         tensors = [tensor[probe.to(tensor.device)] for tensor in runner.tensors]
-        self._probed = values = self.graph.check(tensors)
+        self._probed = values = self.graph.check(tensors, every=False)
         self._batching = Batching(self.graph, runner)
         self.graph.find_places(tensors, values)
         self.places = {nodes[0]: place for place, nodes in self.graph.places.items() if len(nodes) == 1}
@@ -111,7 +112,7 @@ class ExactEngine:
         results = {
             index: value
             for index, value in values.items()
-            if isinstance(value, Tensor) and self.graph.varies[index] and self.graph.leads_to_output[index]
+            if index in self.graph.tensors and self.graph.varies[index] and self.graph.leads_to_output[index]
         }
         self._boundaries = results.keys() & {*self.graph.arguments, *(stage.index for stage in self.stages)}
         self._float_results = {i for i, value in results.items() if value.dtype == torch.float32 and value.dim() > 1}
@@ -442,7 +443,8 @@ class ExactEngine:
             values = {index: chunk.values[index][row] for index in self.graph.arguments}
             pairs = Pairs(chunk, row, row, values, torch.zeros(len(row), dtype=torch.float64))
             for index, value in self._whole.fault_free(pairs).items():
-                parts.setdefault(index, []).append(value)
+                if index in self.graph.tensors:
+                    parts.setdefault(index, []).append(value)
         chunk.adopt({index: torch.cat(parts.pop(index)) for index in list(parts)})
 
     def _suffix(self, start: int) -> Suffix:

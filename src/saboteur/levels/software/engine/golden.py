@@ -53,7 +53,7 @@ class Chunk:
             values = graph.run([tensor[rows.to(tensor.device)] for tensor in runner.tensors])
             for index, value in values.items():
                 used = graph.varies[index] and graph.leads_to_output[index] and index not in skipped
-                if used and isinstance(value, Tensor):
+                if used and index in graph.tensors:
                     parts.setdefault(index, []).append(value[kept.to(value.device)])
             self.constants = {index: value for index, value in values.items() if not graph.varies[index]}
         self.values: Values = {index: torch.cat(parts.pop(index)) for index in list(parts)}

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import operator
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from types import MappingProxyType
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, fx, nn
 
 from saboteur.faults.formats import NumberFormat
 from saboteur.levels.software.emulation import rounded_output
-from saboteur.levels.software.flow import Event, children, leaves, tapped
+from saboteur.levels.software.flow import Event, children, first_tensor, leaves, tapped
 from saboteur.levels.software.runner import input_place
 
 Values = dict[int, Any]
@@ -53,6 +55,7 @@ class Graph:
         model: in eval mode.
         output: which element of a returned tuple or mapping is the output.
         rounding: formats that outputs of modules and inputs are rounded to, by place.
+        shapes: of the model's arguments, so that loops over any axis but the first can be unrolled.
 
     Raises:
         Untraceable: when the model's control flow depends on its inputs, its output is no tensor, or what is to be
@@ -64,10 +67,12 @@ class Graph:
         model: nn.Module,
         output: int | str | None = None,
         rounding: Mapping[str, NumberFormat] = MappingProxyType({}),
+        shapes: Sequence[tuple[int, ...]] = (),
     ):
-        tracer = _Tracer()
+        tracer = _Tracer(shapes)
         try:
-            traced = tracer.trace(model)
+            with _creation_traced():
+                traced = tracer.trace(model)
         except Exception as error:
             raise Untraceable(f"torch.fx cannot trace it: {type(error).__name__}: {error}") from error
         calls = [call for call in traced.nodes if call.op != "output"]
@@ -97,7 +102,8 @@ class Graph:
             raise Untraceable("its output is not the result of one call")
         self.output = self._index[returned]
         self.tensors: set[int] = set()
-        """The nodes whose results are tensors, known after :meth:`check`."""
+        """The nodes whose results are tensors of which the first axis tells the inputs apart, known after
+        :meth:`check`."""
         self.places: dict[str, tuple[int, ...]] = {}
         """The nodes of places, as :mod:`saboteur.levels.software.flow` names them, in the order in which they are
         reached, known after :meth:`find_places`."""
@@ -197,8 +203,8 @@ class Graph:
         places = {}
         for node in self.nodes:
             is_function = node.call.op in ("call_function", "call_method")
-            on_tensors = any(isinstance(values[source], Tensor) for source in node.inputs)
-            if not is_function or not on_tensors or not isinstance(values[node.index], Tensor):
+            of_tensors = node.call.target in _CREATING or any(isinstance(values[one], Tensor) for one in node.inputs)
+            if not is_function or not of_tensors or first_tensor(values[node.index]) is None:
                 continue
             target = node.call.target
             name = (target if isinstance(target, str) else getattr(target, "__name__", "")).strip("_")
@@ -262,11 +268,13 @@ class Graph:
         given = zip(self.arguments, tensors, strict=True)
         return {node: rounded_output(tensor, self._rounding.get(node)) for node, tensor in given}
 
-    def check(self, tensors: Sequence[Tensor]) -> Values:
-        """Make sure that the first axis of every result tells the inputs apart, and that calls repeat.
+    def check(self, tensors: Sequence[Tensor], *, every: bool = True) -> Values:
+        """Make sure that the first axis of results tells the inputs apart, and that calls repeat.
 
         Args:
             tensors: the model's arguments for a few inputs.
+            every: whether it has to be so for every result, and not only for the output; results of which it does
+                not, as where time comes first, are not among :attr:`tensors`.
 
         Returns:
             The results of all calls.
@@ -280,17 +288,22 @@ class Graph:
         for node in self.nodes:
             if node.index not in values:
                 before = {source: _copied(values[source]) for source in node.inputs}
-                values[node.index] = self.call(node, values)
+                try:
+                    values[node.index] = self.call(node, values)
+                except Exception as error:
+                    raise Untraceable(f"{node.call.name}: as traced the call fails: {error}") from error
                 if not all(same(values[source], copy) for source, copy in before.items()):
                     raise Untraceable(f"{node.call.name}: the call changes its arguments")
-        self.tensors = {index for index, value in values.items() if isinstance(value, Tensor)}
         order = torch.arange(size - 1, -1, -1)[: max(size - 1, 1)]
         other = self.run([tensor[order.to(tensor.device)].clone() for tensor in tensors])
         for node in self.nodes:
             value = values[node.index]
-            if not (isinstance(value, Tensor) and self.varies[node.index] and self.leads_to_output[node.index]):
+            if not isinstance(value, Tensor):
                 continue
-            if not _rows_agree(value, other[node.index], order):
+            matters = self.varies[node.index] and self.leads_to_output[node.index]
+            if not matters or _rows_agree(value, other[node.index], order):
+                self.tensors.add(node.index)
+            elif every or node.index == self.output:
                 raise Untraceable(f"{node.call.name}: the first axis of its result does not tell the inputs apart")
         for node in self.nodes:
             repeats = node.call.op in ("placeholder", "get_attr") or same(self.call(node, values), values[node.index])
@@ -300,11 +313,69 @@ class Graph:
 
 
 class _Tracer(fx.Tracer):
-    """Calls every module without children, every module of PyTorch, and every module with hooks as one."""
+    """Calls every module without children, every module of PyTorch, and every module with hooks as one.
+
+    Args:
+        shapes: of the model's arguments, of which all but the first axis are the same for any batch.
+    """
+
+    def __init__(self, shapes: Sequence[tuple[int, ...]]):
+        super().__init__()
+        self._shapes = list(shapes)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         hooked = bool(m._forward_hooks or m._forward_pre_hooks)
         return hooked or not children(m) or super().is_leaf_module(m, module_qualified_name)
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        if node.op == "placeholder" and self._shapes:
+            return _Argument(node, self, self._shapes.pop(0))
+        return super().proxy(node)
+
+
+class _Argument(fx.Proxy):
+    """An argument of the model, whose axes but the first are known numbers while it is traced."""
+
+    def __init__(self, node: fx.Node, tracer: fx.Tracer, shape: tuple[int, ...]):
+        super().__init__(node, tracer)
+        self._axes = tuple(shape[1:])
+
+    def __getattr__(self, name: str) -> Any:
+        found = super().__getattr__(name)
+        if name == "shape":
+            return (found[0], *self._axes)
+        if name == "ndim":
+            return 1 + len(self._axes)
+        return found
+
+    def size(self, axis: int | None = None) -> Any:
+        """As of a tensor."""
+        return self.shape if axis is None else self.shape[axis]
+
+    def dim(self) -> int:
+        """As of a tensor."""
+        return self.ndim
+
+
+_CREATING = (torch.zeros, torch.ones, torch.empty, torch.full, torch.arange)
+
+
+@contextmanager
+def _creation_traced() -> Iterator[None]:
+    """Functions that make new tensors become calls where their size is that of a batch, which tracing does not know."""
+    with ExitStack() as stack:
+        for function in _CREATING:
+
+            def make(*args: Any, function: Callable = function, **kwargs: Any) -> Any:
+                asked = [part for part in (*args, *kwargs.values()) if isinstance(part, fx.Proxy | tuple | list)]
+                proxies = [one for part in asked for one in (part if isinstance(part, tuple | list) else [part])]
+                first = next((one for one in proxies if isinstance(one, fx.Proxy)), None)
+                if first is None:
+                    return function(*args, **kwargs)
+                return first.tracer.create_proxy("call_function", function, args, kwargs)
+
+            stack.enter_context(mock.patch.object(torch, function.__name__, make))
+        yield
 
 
 def _overwrites(call: fx.Node, modules: Mapping[str, nn.Module]) -> bool:

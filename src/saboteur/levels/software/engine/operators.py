@@ -11,10 +11,11 @@ import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
+from torch.fx.node import map_arg
 from torch.nn import functional as F
 
 from saboteur.levels.software.engine.graph import Graph, Node, Values
@@ -214,7 +215,8 @@ def _described(graph: Graph, node: Node, values: Values) -> Operator | None:
     value = values[node.index]
     sources = tuple(source for source in node.inputs if isinstance(values[source], Tensor))
     operands = [values[source] for source in sources]
-    if not operands or not all(_is_float32(part) for part in (value, *operands)):
+    told_apart = graph.tensors.issuperset({node.index, *sources})
+    if not operands or not told_apart or not all(_is_float32(part) for part in (value, *operands)):
         return None
     if not all(graph.varies[source] for source in sources):
         return None
@@ -256,7 +258,7 @@ def _layer(node: Node, x: Tensor) -> Operator | None:
     module = node.module
     if module is None or len(node.inputs) != 1:
         return None
-    if _is_plain_convolution(module, x):
+    if _is_plain_convolution(module, x) and not isinstance(module.padding, str):
         ones = torch.ones(len(module.weight), device=x.device)
         weight, bias = module.weight.detach(), None if module.bias is None else module.bias.detach()
         return Mixing(
@@ -266,7 +268,9 @@ def _layer(node: Node, x: Tensor) -> Operator | None:
         ones = torch.ones(len(module.weight), device=x.device)
         bias = None if module.bias is None else module.bias.detach()
         return Mixing(node.index, node.inputs, module.weight.detach(), bias, node.index, ones)
-    if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) and module.running_var is not None:
+    if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+        if module.running_mean is None or module.running_var is None:
+            return None
         mean, variance = module.running_mean.double(), module.running_var.double()
         weight = 1.0 if module.weight is None else module.weight.detach().double()
         bias = 0.0 if module.bias is None else module.bias.detach().double()
@@ -275,14 +279,8 @@ def _layer(node: Node, x: Tensor) -> Operator | None:
     return None
 
 
-def _is_plain_convolution(module: nn.Module, x: Tensor) -> bool:
-    return (
-        type(module) is nn.Conv2d
-        and x.dim() == 4
-        and module.groups == 1
-        and module.padding_mode == "zeros"
-        and not isinstance(module.padding, str)
-    )
+def _is_plain_convolution(module: nn.Module, x: Tensor) -> TypeGuard[nn.Conv2d]:
+    return type(module) is nn.Conv2d and x.dim() == 4 and module.groups == 1 and module.padding_mode == "zeros"
 
 
 def _pads_with_zeros(node: Node) -> bool:
@@ -330,7 +328,7 @@ def _pair(number: Any) -> tuple[int, int]:
 
 def _number(graph: Graph, values: Values, part: Any) -> Any:
     """A setting of a call, with what the graph computes for it filled in."""
-    return fx.node.map_arg(part, lambda source: values[graph.number_of(source)])
+    return map_arg(part, lambda source: values[graph.number_of(source)])
 
 
 def _spectral_norm(op: Mixing) -> float:
@@ -401,11 +399,12 @@ def _residual_norm(first: Mixing, second: Mixing) -> float | None:
         return None
     degree = 2 * max(*first.padding, *second.padding)
     multipliers = [share * second.norm**2 for share in (0.55, 0.6, 0.7, 0.85, 1.0, 1.3, 1.8)]
-    coarse = [_centred_symbol(op, max(4, 4 * degree)) for op in (first, second)]
+    coarse = _centred_symbol(first, max(4, 4 * degree)), _centred_symbol(second, max(4, 4 * degree))
     best = min(multipliers, key=lambda multiplier: _block_norm(*coarse, multiplier, 0.0))
     samples = max(4, 24 * degree)
     short = 1 / math.cos(math.pi * degree / samples) ** 2 - 1
-    certified = _block_norm(*(_centred_symbol(op, samples) for op in (first, second)), best, short) * ROUNDING
+    fine = _centred_symbol(first, samples), _centred_symbol(second, samples)
+    certified = _block_norm(*fine, best, short) * ROUNDING
     return min(certified, 1 + first.norm * second.norm)
 
 

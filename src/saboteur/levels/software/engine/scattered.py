@@ -17,7 +17,7 @@ from saboteur.levels.software.corruption import Hits
 from saboteur.levels.software.engine.golden import Chunk
 from saboteur.levels.software.engine.graph import Graph, Node, Values
 from saboteur.levels.software.engine.groups import Group
-from saboteur.levels.software.flow import Event
+from saboteur.levels.software.flow import Event, named_modules
 from saboteur.levels.software.injection import acting_together, present
 from saboteur.levels.software.memory import Memory
 from saboteur.levels.software.runner import Edit, Runner
@@ -96,7 +96,9 @@ class _Way:
         disturbed = chunk.graph.reached_from({*calls, *self._edits})
         for node, there in self._edits.items():
             follows = any(source in disturbed for source in chunk.graph.nodes[node].inputs)
-            if follows or node not in chunk.values or not all(isinstance(signal, Output) for signal, _ in there):
+            place, _ = chunk.graph.place_of.get(node, ("", 0))
+            own = all(isinstance(signal, Output) and signal.place == place for signal, _ in there)
+            if follows or node not in chunk.values or not own:
                 calls.add(node)
         self._calls = calls
         self._given = [node for node in self._edits if node not in calls]
@@ -115,22 +117,38 @@ class _Way:
         graph = self._chunk.graph
         if node.index not in self._edits:
             return graph.call(node, values)
-        return self._group.runner.edited(graph.event(node, values), self._edits[node.index])
+        place, _ = graph.place_of.get(node.index, ("", 0))
+        edits, runner = self._edits[node.index], self._group.runner
+        with runner.tapped([(signal, there) for signal, there in edits if signal.place != place]):
+            event = graph.event(node, values)
+        return runner.edited(event, [(signal, there) for signal, there in edits if signal.place == place])
 
 
 def nodes_of(graph: Graph, site: Site) -> tuple[int, ...] | None:
     """The nodes at which faults in ``site`` act on the output; ``None`` where they cannot be told.
 
-    A stored tensor acts where it is read as such, and in the call of each module that holds it, or holds one that does.
+    A stored tensor acts where it is read as such, and in the call of each module that holds it, or holds one that does;
+    a fault in what is computed inside a call acts there.
     """
     if isinstance(site, Signal):
-        nodes = graph.places.get(site.place, ())
+        nodes = graph.places.get(site.place)
+        if nodes is None:
+            return _call_around(graph, site)
         calls = len(site.lengths) if isinstance(site, State) else site.steps
         return nodes if len(nodes) == calls and all(graph.leads_to_output[node] for node in nodes) else None
     assert isinstance(site, Memory)
     holders = {module for module in graph.model.modules() if _holds(module, site)}
     nodes = (node for node in graph.nodes if graph.leads_to_output[node.index])
     return tuple(node.index for node in nodes if _reads(graph, node, site, holders)) or None
+
+
+def _call_around(graph: Graph, site: Signal) -> tuple[int, ...] | None:
+    """The node inside of whose call the place of ``site`` is reached, if there is one such call."""
+    inner = named_modules(graph.model).get(site.place.rpartition("/")[0] if "#" in site.place else site.place)
+    around = [
+        node.index for node in graph.nodes if node.module not in (None, inner) and inner in {*node.module.modules()}
+    ]
+    return tuple(around) if len(around) == 1 and graph.leads_to_output[around[0]] else None
 
 
 def _holds(module: nn.Module, site: Memory) -> bool:

@@ -13,7 +13,7 @@ from saboteur.levels.software.engine.changes import Changes
 from saboteur.levels.software.engine.golden import Chunk
 from saboteur.levels.software.engine.overflow import LEAST_SCALED
 from saboteur.levels.software.engine.scattered import Scattered
-from saboteur.levels.software.engine.suffix import Stage, Suffix, norms
+from saboteur.levels.software.engine.suffix import Stage, Suffix, distances
 from saboteur.levels.software.error_models import expanded
 
 
@@ -79,5 +79,5 @@ class SeveralBlock(Block[Several]):
         self.group.changes.apply(op, torch.from_numpy(number), lambda pair, at: source[rows[pair], at], values)
         if stage.rectified:
             values.relu_()
-        size = norms((values - chunk.picked(stage.index, rows)).flatten(1))
+        size = distances(values, chunk.rows(stage.index), rows, torch.arange(len(rows)))
         self.go_on(self._suffix, number, row, values, size, self.group.changes)

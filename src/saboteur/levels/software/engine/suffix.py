@@ -402,7 +402,7 @@ class Suffix:
             pairs.growth = torch.maximum(pairs.growth, size / usual)
             return
         else:
-            size[places] = _distances(value, pairs.chunk.rows(cut), pairs.row, places)
+            size[places] = distances(value, pairs.chunk.rows(cut), pairs.row, places)
         pairs.size = torch.where(measured, size, pairs.size)
         bound = torch.where(measured, size * gain, math.inf)
         if provable:
@@ -470,7 +470,7 @@ def overflowing(relative: Tensor, largest: Tensor) -> Deviation:
     return Deviation(torch.full_like(relative, math.inf), relative, {}, "whole", largest)
 
 
-def _distances(values: Tensor, fault_free: Tensor, row: Tensor, places: Tensor) -> Tensor:
+def distances(values: Tensor, fault_free: Tensor, row: Tensor, places: Tensor) -> Tensor:
     """The Euclidean distance of ``values[places]`` [n, ...] from ``fault_free[row[places]]``: float64 [n]."""
     some = max(1, _CACHED_BYTES // max(1, values[0].nbytes))
     sizes = []

@@ -1,0 +1,122 @@
+"""Recurrent networks and transformers as people write them run from the fault on, too."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from saboteur.campaign.target import Resources
+from saboteur.faults.models import BitFlip
+from saboteur.levels.software.spec import SoftwareFault
+from saboteur.levels.software.target import SoftwareTarget
+from tests.engine.test_scattered import assert_fast
+
+
+class LastState(nn.Module):
+    """Reads the final state, of which the second axis counts the inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn, self.out = nn.LSTM(6, 8, batch_first=True), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        _, (hidden, _) = self.rnn(x)
+        return self.out(hidden[-1])
+
+
+class TimeFirst(nn.Module):
+    """Counts the inputs along the second axis."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn, self.out = nn.GRU(6, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.rnn(x.transpose(0, 1))[0][-1])
+
+
+class Cells(nn.Module):
+    """Calls a cell for each step of an axis of its input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell, self.out = nn.LSTMCell(6, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = cell = torch.zeros(x.shape[0], 8)
+        for step in range(x.size(1)):
+            hidden, cell = self.cell(x[:, step], (hidden, cell))
+        return self.out(hidden)
+
+
+class BothWays(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn, self.out = nn.LSTM(6, 8, batch_first=True, bidirectional=True), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.rnn(x)[0][:, -1])
+
+
+class Attention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.qkv, self.out = nn.LayerNorm(6), nn.Linear(6, 18), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        size, steps, width = x.shape
+        query, key, value = self.qkv(self.norm(x)).chunk(3, -1)
+        heads = [part.view(size, steps, 2, width // 2).transpose(1, 2) for part in (query, key, value)]
+        mixed = F.scaled_dot_product_attention(*heads).transpose(1, 2).reshape(size, steps, width)
+        return self.out((x + mixed).mean(1))
+
+
+class Encoder(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(6, 2, 16, batch_first=True)
+        self.encoder, self.out = nn.TransformerEncoder(layer, 2), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.encoder(x).mean(1))
+
+
+def opened(model: type[nn.Module]) -> SoftwareTarget:
+    torch.manual_seed(3)
+    return SoftwareTarget(model().eval(), torch.randn(25, 5, 6), resources=Resources(batch_size=8))
+
+
+@pytest.mark.parametrize("where", ["parameters", "activations"])
+@pytest.mark.parametrize("model", [LastState, TimeFirst, Cells, BothWays, Attention, Encoder])
+def test_nothing_is_left_to_the_plain_engine(model: type[nn.Module], where: str) -> None:
+    target = opened(model)
+    assert_fast(target, [SoftwareFault(where=where, model=BitFlip())], 40)
+    assert_fast(target, [SoftwareFault(where=where, model=BitFlip())], 15, rows=2)
+
+
+@pytest.mark.parametrize("model", [Attention, Encoder, Cells])
+def test_functions_also_those_inside_of_layers(model: type[nn.Module]) -> None:
+    assert_fast(opened(model), [SoftwareFault(where="operators", model=BitFlip())], 40)
+
+
+@pytest.mark.parametrize("model", [LastState, TimeFirst, Cells])
+def test_states(model: type[nn.Module]) -> None:
+    assert_fast(opened(model), [SoftwareFault(where="hidden_state", model=BitFlip(), duration="transient")], 30)
+
+
+class Counts(nn.Module):
+    """Numbers the inputs of a batch, which no input alone tells."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.out = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(x[:, 0]) + 1e-3 * torch.arange(x.shape[0])[:, None]
+
+
+def test_outputs_that_depend_on_the_place_in_the_batch_are_noticed() -> None:
+    target = opened(Counts)
+    assert "does not tell the inputs apart" in str(target.engine.reason) or target._runner.inputs_interact
