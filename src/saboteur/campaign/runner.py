@@ -165,17 +165,29 @@ class Progress:
         return (self.planned - self.done) / self.rate if self.rate else None
 
 
-def run(campaign: Campaign, path: Path, on_progress: Callable[[Progress], None] = lambda progress: None) -> Store:
+def run(
+    campaign: Campaign,
+    path: Path,
+    on_progress: Callable[[Progress], None] = lambda progress: None,
+    on_interrupt: Callable[[], None] = lambda: None,
+) -> Store:
     """Run a campaign to the end of its plan into the store at ``path``, resuming what is there.
 
+    Args:
+        campaign: what to run.
+        path: of the store.
+        on_progress: called after each work unit.
+        on_interrupt: called when an interrupt (Ctrl-C) has come and worker processes still finish their units.
+
     Raises:
+        KeyboardInterrupt: after an interrupt; finished units stay.
         SaboteurError: when something is wrong with the campaign, target or store; finished units stay.
     """
     with Session.open(campaign) as session:
         store = Store.create(path, campaign, session.id, session.golden)
         plan = session.plan
         question = campaign.question
-        with _executor(session, store) as submit:
+        with _executor(session, store, on_interrupt) as submit:
             while True:
                 rounds = store.rounds()
                 for step in rounds:
@@ -230,7 +242,7 @@ _Submit = Callable[[Round, list[int]], Iterator[pa.Table]]
 
 
 @contextmanager
-def _executor(session: Session, store: Store) -> Iterator[_Submit]:
+def _executor(session: Session, store: Store, on_interrupt: Callable[[], None]) -> Iterator[_Submit]:
     """Yield a function that runs units, here or in worker processes, and yields their tables as they finish.
 
     An interrupt stops a unit that runs here at once; worker processes finish the units that they are at, which
@@ -267,6 +279,8 @@ def _executor(session: Session, store: Store) -> Iterator[_Submit]:
                     finished, running = wait(running, _POLL_S, FIRST_COMPLETED)
                     for future in finished:
                         yield future.result()
+                stop.value = 1
+                on_interrupt()
                 raise KeyboardInterrupt
             except BrokenProcessPool as error:
                 if interrupted():

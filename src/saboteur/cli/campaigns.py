@@ -271,7 +271,7 @@ def run(
     path = store or Path("runs") / made.name
     say(f"[bold]{made.name}[/] → {path}")
     with Display(made, quiet) as display:
-        run_campaign(made, path, display.update)
+        run_campaign(made, path, display.update, display.stopping)
     with Results.open(path) as results:
         if display.injected == 0:
             say("[dim]nothing left to run: the campaign is finished[/]")

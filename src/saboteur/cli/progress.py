@@ -58,6 +58,10 @@ class Display:
         if self._live:
             self._bars.stop()
 
+    def stopping(self) -> None:
+        """Say what an interrupt still waits for."""
+        say("[yellow]stopping[/] workers finish the units that they are at; interrupt again to stop them at once")
+
     def update(self, state: State) -> None:
         """Show the state after a work unit."""
         if state.round != self._round:
