@@ -20,6 +20,7 @@ import importlib
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -37,6 +38,7 @@ from saboteur.outcomes.criteria import Sdc1
 from saboteur.outcomes.recorder import Recorder
 
 Row = dict[str, object]
+T = TypeVar("T")
 
 _IMAGES = 128
 _TRIALS = 1000
@@ -61,6 +63,69 @@ def activations(full: bool = False) -> list[Row]:
     """Both engines on faults in layer outputs, uniform over values × bits."""
     rows = _rates("software.activations", "activations", "exact", "network", 1, full)
     return rows + _rates("software.activations", "activations", "screened", "network", 1, full)
+
+
+def other_trials(full: bool = False) -> list[Row]:
+    """The exact engine on trials that do not begin in one channel: each kind against the plain engine."""
+    rows = []
+    for name, (settings, spec, faults_a_trial) in _KINDS.items():
+        workload = workloads.load(name.split()[0]) if name.startswith("digits") else None
+        model, images, labels = _workload() if workload is None else (workload.model, workload.inputs, workload.labels)
+        trials = (96 if workload is None else 480) * (10 if full else 1)
+        resources = Resources(threads=1, batch_size=_BATCH)
+        names: tuple[EngineName, EngineName] = ("exact", "plain")
+        fast, plain = (SoftwareTarget(model, images, labels, engine=n, resources=resources, **settings) for n in names)
+        space = plain.space([SoftwareFault(**spec)])
+        faults = _drawn(space, "network", trials * faults_a_trial)
+        faults = Faults(
+            faults.key[::faults_a_trial],
+            np.repeat(np.arange(trials), faults_a_trial),
+            *(faults.region, faults.element, faults.step, faults.variant),
+        )
+        rows.append(_compared(f"exact engine, {name}", fast, plain, space, faults))
+    return rows
+
+
+_KINDS: dict[str, tuple[dict[str, Any], dict[str, Any], int]] = {
+    "2 faults in weights": ({}, dict(where="weights", model=BitFlip()), 2),
+    "8 faults in weights": ({}, dict(where="weights", model=BitFlip()), 8),
+    "2 faults in activations": ({}, dict(where="activations", model=BitFlip()), 2),
+    "intermittent faults in weights": (
+        {},
+        dict(where="weights", model=BitFlip(), duration="intermittent", activity=0.5),
+        1,
+    ),
+    "connections": ({}, dict(where="connections", model=BitFlip()), 1),
+    "channels of activations": ({}, dict(where="activations", model=BitFlip(), granularity="channel"), 1),
+    "layers of activations": ({}, dict(where="activations", model=BitFlip(), granularity="layer"), 1),
+    "weights, int8 emulated": (
+        dict(weights_format="int8", activations_format="int8"),
+        dict(where="weights", model=BitFlip()),
+        1,
+    ),
+    "activations, int8 emulated": (dict(activations_format="int8"), dict(where="activations", model=BitFlip()), 1),
+    "digits-cnn-int8 weights": ({}, dict(where="weights", model=BitFlip()), 1),
+    "digits-cnn-int8 activations": ({}, dict(where="activations", model=BitFlip()), 1),
+    "digits-lstm parameters": ({}, dict(where="parameters", model=BitFlip()), 1),
+    "digits-lstm hidden states": ({}, dict(where="hidden_state", model=BitFlip(), duration="transient"), 1),
+}
+
+
+def _compared(name: str, fast: SoftwareTarget, plain: SoftwareTarget, space: FaultSpace, faults: Faults) -> Row:
+    golden = plain.golden()
+    some = faults.take(np.linspace(0, faults.trials - 1, faults.trials // 8).astype(np.int64))
+
+    def rate(target: SoftwareTarget, chosen: Faults) -> tuple[float, Recorder]:
+        recorder = Recorder(golden, [Sdc1()], chosen.trials)
+        seconds, _ = _timed(time.process_time, lambda: target.inject(space, chosen, recorder))
+        return chosen.trials * golden.inputs / seconds, recorder
+
+    rate(fast, faults.take([0]))
+    rates = [(rate(fast, faults)[0], rate(plain, some)[0]) for _ in range(2)]
+    if _differing(rate(fast, some)[1], rate(plain, some)[1]):
+        raise AssertionError(f"{name}: verdicts differ from those of the plain engine")
+    value, baseline = (max(column) for column in zip(*rates, strict=True))
+    return _row("software.other_trials", name, value, "inferences/CPU s", baseline)
 
 
 def _rates(benchmark: str, where: str, engine: EngineName, by: str, threads: int, full: bool) -> list[Row]:
@@ -128,7 +193,7 @@ def _drawn(space: FaultSpace, by: str, trials: int) -> Faults:
     return Faults(key, np.arange(trials), region.astype(np.int32), element, step.astype(np.int32), variant)
 
 
-def _timed(clock: Callable[[], float], action: Callable[[], Recorder]) -> tuple[float, Recorder]:
+def _timed(clock: Callable[[], float], action: Callable[[], T]) -> tuple[float, T]:
     begin = clock()
     result = action()
     return clock() - begin, result
