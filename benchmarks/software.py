@@ -31,7 +31,7 @@ from saboteur import workloads
 from saboteur.campaign.target import Resources
 from saboteur.faults import BitFlip
 from saboteur.faults.space import Faults, FaultSpace
-from saboteur.levels.software.engine.suffix import Stage
+from saboteur.levels.software.engine.stages import LayerStage
 from saboteur.levels.software.spec import EngineName, SoftwareFault
 from saboteur.levels.software.target import SoftwareTarget
 from saboteur.outcomes.criteria import Sdc1
@@ -227,18 +227,18 @@ def _macs(model: nn.Module, image: Tensor) -> int:
 @contextmanager
 def _counted() -> Iterator[list[int]]:
     """Counts the multiply–accumulates of the layer stages that are run in this context."""
-    spent, run = [0], Stage.run
+    spent, run = [0], LayerStage.run
 
-    def counting(stage: Stage, *args: Tensor, **options: bool) -> Tensor:
+    def counting(stage: LayerStage, *args: Tensor, **options: bool) -> Tensor:
         result = run(stage, *args, **options)
         spent[0] += result.numel() * stage.mixing.weight[0].numel()
         return result
 
-    Stage.run = counting
+    LayerStage.run = counting
     try:
         yield spent
     finally:
-        Stage.run = run
+        LayerStage.run = run
 
 
 def _pytorchfi(

@@ -84,8 +84,10 @@ class Encoder(nn.Module):
 
 
 def opened(model: type[nn.Module]) -> SoftwareTarget:
-    torch.manual_seed(3)
-    return SoftwareTarget(model().eval(), torch.randn(25, 5, 6), resources=Resources(batch_size=8))
+    generator, network = torch.Generator().manual_seed(3), model().eval()
+    for parameter in network.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=generator) / parameter.shape[-1] ** 0.5
+    return SoftwareTarget(network, torch.randn(25, 5, 6, generator=generator), resources=Resources(batch_size=8))
 
 
 @pytest.mark.parametrize("where", ["parameters", "activations"])

@@ -13,6 +13,7 @@ from saboteur.faults import BitFlip
 from saboteur.faults.space import Faults
 from saboteur.levels.software.engine.overflow import LARGEST, Amplification
 from saboteur.levels.software.engine.replay import Replay
+from saboteur.levels.software.engine.stages import LayerStage
 from saboteur.levels.software.spec import SoftwareFault
 from saboteur.levels.software.target import SoftwareTarget
 from saboteur.outcomes.criteria import Sdc1
@@ -108,7 +109,7 @@ def amplification_of(target: SoftwareTarget, name: str) -> Amplification:
     return next(
         stage.amplification
         for stage in engine.stages
-        if stage.mixing is not None and engine.graph.nodes[stage.mixing.layer].call.name == name
+        if isinstance(stage, LayerStage) and engine.graph.nodes[stage.mixing.layer].call.name == name
     )
 
 

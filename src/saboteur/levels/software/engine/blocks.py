@@ -156,7 +156,7 @@ class Block(ABC, Generic[AGroup]):
         together = max(1, BYTES_TOGETHER // suffix.largest_result(self.chunk))
         rows, growth = torch.from_numpy(row), torch.zeros_like(size)
         pairs = Pairs(self.chunk, torch.from_numpy(number), rows, {start: values}, growth, self.radius, 1.0, size)
-        final = changes is None or not any(changes.reach(stage.mixing) for stage in suffix.stages)
+        final = not suffix.changed_stages(changes)
         bound = size * self.gains.whole[start] if final else torch.full_like(size, math.inf)
         relative = size / self.chunk.whole_norms(start)[rows]
         self.decide(pairs, Deviation(bound, relative, {start: size}, "whole", torch.zeros_like(size)))

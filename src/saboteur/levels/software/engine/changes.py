@@ -46,9 +46,17 @@ class Changes:
     def _of_layer(self) -> dict[Mixing, NDArray[np.int64]]:
         return {op: np.flatnonzero(self.layer == place) for place, op in enumerate(self.layers)}
 
-    def reach(self, op: Mixing | None) -> bool:
-        """Whether any of them is in ``op``."""
-        return op is not None and len(self._of_layer.get(op, ())) > 0
+    @cached_property
+    def reached(self) -> set[Mixing]:
+        """The layers with changes."""
+        return {op for op, rows in self._of_layer.items() if len(rows)}
+
+    def of_trials(self, members: NDArray[np.int64]) -> Changes:
+        """Those of some trials (increasing), which are renumbered from 0."""
+        rows = np.flatnonzero(np.isin(self.number, members))
+        number = np.searchsorted(members, self.number[rows])
+        layer, out, channel, tap = (part[rows] for part in (self.layer, self.out, self.channel, self.tap))
+        return Changes(self.layers, number, layer, out, channel, tap, self.change[rows])
 
     def apply(self, op: Mixing, number: Tensor, planes: Callable[[Tensor, Tensor], Tensor], result: Tensor) -> Tensor:
         """Add to the result of a layer what the changes make of its input.

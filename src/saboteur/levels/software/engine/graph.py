@@ -14,6 +14,7 @@ from unittest import mock
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.node import map_arg
 
 from saboteur.faults.formats import NumberFormat
 from saboteur.levels.software.emulation import rounded_output
@@ -176,8 +177,9 @@ class Graph:
             values: the result of every call for them; a place is only found where its results are the same.
         """
         seen: dict[str, list[Any]] = defaultdict(list)
-        named = {input_place(position, len(tensors)): (node,) for position, node in enumerate(self.arguments)}
-        rounding = {place: self._rounding.get(node) for place, (node,) in named.items()}
+        arguments = enumerate(self.arguments)
+        named: dict[str, tuple[int, ...]] = {input_place(place, len(tensors)): (node,) for place, node in arguments}
+        rounding = {place: self._rounding.get(nodes[0]) for place, nodes in named.items()}
         for path, module in leaves(self.model).items():
             calls = tuple(node.index for node in self.calls_of(module))
             if calls:
@@ -245,11 +247,11 @@ class Graph:
         place, reached = self.place_of.get(node.index, ("", 0))
         if call.op == "get_attr":
             return Event(place, reached, self.model, (), {}, operator.attrgetter(str(call.target))(self.model))
-        args = fx.node.map_arg(call.args, value)
-        kwargs = fx.node.map_arg(call.kwargs, value)
+        args = map_arg(call.args, value)
+        kwargs = map_arg(call.kwargs, value)
         if node.module is not None:
             return Event(place, reached, node.module, args, kwargs, node.module(*args, **kwargs))
-        if call.op == "call_function":
+        if callable(call.target):
             return Event(place, reached, self.model, args, kwargs, call.target(*args, **kwargs))
         output = getattr(args[0], str(call.target))(*args[1:], **kwargs)
         return Event(place, reached, self.model, args, kwargs, output)
@@ -343,7 +345,7 @@ class _Argument(fx.Proxy):
     def __getattr__(self, name: str) -> Any:
         found = super().__getattr__(name)
         if name == "shape":
-            return (found[0], *self._axes)
+            return (super().__getattr__("shape").__getitem__(0), *self._axes)
         if name == "ndim":
             return 1 + len(self._axes)
         return found

@@ -11,7 +11,7 @@ from typing import Self
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from saboteur.faults.models import FaultModel
 from saboteur.levels.software.emulation import tensor_of, words_of
@@ -216,6 +216,7 @@ class NormGroup(StoredGroup):
         before = chunk.result(chunk.graph.nodes[self.start].inputs[0])
         planes = before[torch.from_numpy(row), channel].reshape(len(row), -1).double()
         module = self.site.module
+        assert isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)
         kept = {name: getattr(module, name) for name in ("weight", "bias", "running_mean", "running_var")}
         stored = {name: value.detach().double()[channel] for name, value in kept.items() if value is not None}
         like = self.site.values()

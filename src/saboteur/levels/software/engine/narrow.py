@@ -13,7 +13,8 @@ from saboteur.levels.software.engine.golden import Chunk
 from saboteur.levels.software.engine.graph import Graph
 from saboteur.levels.software.engine.operators import Adding, Mixing, Operator, Pointwise, Scaling
 from saboteur.levels.software.engine.patches import Patch, cut_out
-from saboteur.levels.software.engine.suffix import Decide, Deviation, Pairs, Stage, Suffix, norms, overflowing
+from saboteur.levels.software.engine.stages import LayerStage, Stage
+from saboteur.levels.software.engine.suffix import Decide, Deviation, Pairs, Suffix, norms, overflowing
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ class Narrow:
         self._first = [
             stage
             for stage in self._suffix.stages
-            if stage.mixing is not None
+            if isinstance(stage, LayerStage)
             and stage.inputs[0] in inside
             and not any(other in self._suffix.dirty for other in stage.inputs[1:])
         ]
@@ -207,7 +208,7 @@ def _widened(index: int, pairs: Pairs, channel: Tensor, deviation: Tensor) -> Te
     return value
 
 
-def _first_mixing(stage: Stage, pairs: Pairs, channel: Tensor, deviation: Tensor) -> Tensor:
+def _first_mixing(stage: LayerStage, pairs: Pairs, channel: Tensor, deviation: Tensor) -> Tensor:
     """The result of a layer stage of which one input channel deviates: fault-free plus that channel's share."""
     op = stage.mixing
     assert op is not None

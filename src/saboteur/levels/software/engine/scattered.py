@@ -124,8 +124,8 @@ class _Way:
         return runner.edited(event, [(signal, there) for signal, there in edits if signal.place == place])
 
 
-def nodes_of(graph: Graph, site: Site) -> tuple[int, ...] | None:
-    """The nodes at which faults in ``site`` act on the output; ``None`` where they cannot be told.
+def nodes_of(graph: Graph, site: Site) -> tuple[int, ...]:
+    """The nodes at which faults in ``site`` act on the output; none where they cannot be told.
 
     A stored tensor acts where it is read as such, and in the call of each module that holds it, or holds one that does;
     a fault in what is computed inside a call acts there.
@@ -135,20 +135,20 @@ def nodes_of(graph: Graph, site: Site) -> tuple[int, ...] | None:
         if nodes is None:
             return _call_around(graph, site)
         calls = len(site.lengths) if isinstance(site, State) else site.steps
-        return nodes if len(nodes) == calls and all(graph.leads_to_output[node] for node in nodes) else None
+        return nodes if len(nodes) == calls and all(graph.leads_to_output[node] for node in nodes) else ()
     assert isinstance(site, Memory)
     holders = {module for module in graph.model.modules() if _holds(module, site)}
     nodes = (node for node in graph.nodes if graph.leads_to_output[node.index])
-    return tuple(node.index for node in nodes if _reads(graph, node, site, holders)) or None
+    return tuple(node.index for node in nodes if _reads(graph, node, site, holders))
 
 
-def _call_around(graph: Graph, site: Signal) -> tuple[int, ...] | None:
+def _call_around(graph: Graph, site: Signal) -> tuple[int, ...]:
     """The node inside of whose call the place of ``site`` is reached, if there is one such call."""
     inner = named_modules(graph.model).get(site.place.rpartition("/")[0] if "#" in site.place else site.place)
     around = [
         node.index for node in graph.nodes if node.module not in (None, inner) and inner in {*node.module.modules()}
     ]
-    return tuple(around) if len(around) == 1 and graph.leads_to_output[around[0]] else None
+    return tuple(around) if len(around) == 1 and graph.leads_to_output[around[0]] else ()
 
 
 def _holds(module: nn.Module, site: Memory) -> bool:

@@ -13,7 +13,8 @@ from saboteur.levels.software.engine.changes import Changes
 from saboteur.levels.software.engine.golden import Chunk
 from saboteur.levels.software.engine.overflow import LEAST_SCALED
 from saboteur.levels.software.engine.scattered import Scattered
-from saboteur.levels.software.engine.suffix import Stage, Suffix, distances
+from saboteur.levels.software.engine.stages import LayerStage
+from saboteur.levels.software.engine.suffix import Suffix, distances
 from saboteur.levels.software.error_models import expanded
 
 
@@ -28,7 +29,7 @@ class Several(Scattered):
         gain: float64 [changes], how far the outputs can move for a first deviation of norm 1 by each change.
     """
 
-    first: Stage
+    first: LayerStage
     changes: Changes
     differs: NDArray[np.bool_]
     gain: NDArray[np.float64]
@@ -62,7 +63,7 @@ class SeveralBlock(Block[Several]):
             moved = size * self.group.gain[which]
             growth = np.bincount(pair, size / usual[changes.layer[which], row[pair]], len(number))
             rounding = self.allowance.of(torch.from_numpy(row), torch.from_numpy(growth)).numpy()
-        deviation = np.bincount(pair, moved, len(number)) + rounding
+        deviation = np.bincount(pair, moved, len(number)).astype(np.float64) + rounding
         proved = deviation < self.radius.numpy()[row]
         self.recorder.bounded(self.group.trial[number[proved]], self.inputs_of(row[proved]), deviation[proved])
         return number[~proved], row[~proved]

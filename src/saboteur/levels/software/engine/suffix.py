@@ -10,15 +10,13 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from saboteur.levels.software.engine.bounds import Gains
 from saboteur.levels.software.engine.changes import Changes
 from saboteur.levels.software.engine.golden import Chunk, picked
 from saboteur.levels.software.engine.graph import Graph, Values
-from saboteur.levels.software.engine.operators import Adding, Mixing, Operator, Pointwise
-from saboteur.levels.software.engine.overflow import UNKNOWN, Amplification, amplification
 from saboteur.levels.software.engine.patches import Patch, cut_out, window_after
+from saboteur.levels.software.engine.stages import LayerStage, Stage
 
 _LEAST_SHARE = 0.5
 """Deviations are expected to shrink to no less of what they were before."""
@@ -31,144 +29,6 @@ _LARGEST_PATCH = 0.5
 
 _CACHED_BYTES = 2**19
 """Temporary values up to this size stay in a core's own cache."""
-
-
-@dataclass(frozen=True, eq=False)
-class Stage:
-    """A step of the suffix: one call, or a layer with the addition and rectifier that follow it.
-
-    Attributes:
-        index: the node whose result this gives.
-        inputs: the nodes it takes.
-        mixing: the layer, where it is one that is understood.
-        before: the node whose fault-free result is that of this stage before its rectifier.
-        rectified: whether the stage ends in a rectifier.
-        amplification: how large the values get that it computes.
-    """
-
-    index: int
-    inputs: tuple[int, ...]
-    mixing: Mixing | None = None
-    before: int = -1
-    rectified: bool = False
-    amplification: Amplification = UNKNOWN
-
-    @cached_property
-    def _packed_channels(self) -> dict[int, Tensor]:
-        return {}
-
-    @cached_property
-    def _packed(self) -> Tensor | None:
-        """The weight as the CPU's convolution kernels take it; ``None`` where there are none."""
-        op = self.mixing
-        packs = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
-        if not op.spatial or op.weight.device.type != "cpu" or not packs:
-            return None
-        padding, stride, dilation = list(op.padding), list(op.stride), list(op.dilation)
-        return torch.ops.mkldnn._reorder_convolution_weight(op.weight, padding, stride, dilation, 1, [])
-
-    def run(
-        self,
-        x: Tensor,
-        other: Tensor | None = None,
-        *,
-        padded: bool = False,
-        overwrite: bool = False,
-        rectified: bool = True,
-    ) -> Tensor:
-        """The result of a layer stage for its inputs.
-
-        Args:
-            x: the input.
-            other: what is added.
-            padded: whether ``x`` comes with its padding around it.
-            overwrite: whether the result may be written over ``other``.
-            rectified: whether a rectifier at the end of the stage is applied.
-        """
-        op, rectified = self.mixing, rectified and self.rectified
-        padding = (0,) * len(op.padding) if padded else op.padding
-        if self._packed is None:
-            result = op.run(x, padding)
-            result = result if other is None else result.add_(other)
-            return result.relu_() if rectified else result
-        x = x.contiguous(memory_format=torch.channels_last)
-        settings = list(padding), list(op.stride), list(op.dilation), 1
-        activation = "relu" if rectified else None
-        convolution = torch.ops.mkldnn._convolution_pointwise
-        if other is None:
-            return convolution(x, self._packed, op.bias, *settings, activation or "none", [], "")
-        other = other.contiguous(memory_format=torch.channels_last)
-        if overwrite:
-            convolution = torch.ops.mkldnn._convolution_pointwise_
-            return convolution.binary(other, x, self._packed, op.bias, *settings, "add", 1.0, activation, [], "")
-        return convolution.binary(x, other, self._packed, op.bias, *settings, "add", 1.0, activation, [], "")
-
-    def add_channel(self, before: Tensor, planes: Tensor, channel: int) -> None:
-        """Make the results of a convolution stage of those ``before`` its rectifier, changed by one input channel.
-
-        Args:
-            before: [n, channels, ...], written over.
-            planes: [n, height, width], what is added to the input channel.
-            channel: which.
-        """
-        op = self.mixing
-        weight = op.weight[:, channel : channel + 1]
-        if self._packed is None:
-            before += F.conv2d(planes[:, None], weight, None, op.stride, op.padding, op.dilation)
-            if self.rectified:
-                before.relu_()
-            return
-        settings = list(op.padding), list(op.stride), list(op.dilation), 1
-        if channel not in self._packed_channels:
-            packed = torch.ops.mkldnn._reorder_convolution_weight(weight.contiguous(), *settings, [])
-            self._packed_channels[channel] = packed
-        x = planes[:, None].contiguous(memory_format=torch.channels_last)
-        rectifier = "relu" if self.rectified else None
-        torch.ops.mkldnn._convolution_pointwise_.binary(
-            before, x, self._packed_channels[channel], None, *settings, "add", 1.0, rectifier, [], ""
-        )
-
-
-def stages(graph: Graph, operators: dict[int, Operator], values: Values) -> list[Stage]:
-    """The graph in as few steps as possible, in order.
-
-    Args:
-        graph: what is computed.
-        operators: those that are understood.
-        values: the result of every call for a few inputs.
-    """
-    covered: set[int] = set()
-    found: dict[int, Stage] = {}
-    consumers = {node.index: node.consumers for node in graph.nodes}
-
-    def only_consumer(index: int, kind: type[Operator]) -> Any:
-        following = operators.get(consumers[index][0]) if len(consumers[index]) == 1 and index != graph.output else None
-        return following if isinstance(following, kind) and following.index not in covered else None
-
-    for node in reversed(graph.nodes):
-        op = operators.get(node.index)
-        if not isinstance(op, Mixing) or node.index in covered or not graph.leads_to_output[node.index]:
-            continue
-        members, inputs = {op.layer, op.index}, op.inputs
-        adding = only_consumer(op.index, Adding)
-        before = op.index
-        if adding is not None and op.spatial:
-            members.add(adding.index)
-            inputs = (*inputs, next(source for source in adding.inputs if source != op.index))
-            before = adding.index
-        rectifier = only_consumer(before, Pointwise)
-        end = before
-        if rectifier is not None and rectifier.rectifier:
-            end = rectifier.index
-            members.add(end)
-        covered |= members
-        found[end] = Stage(end, inputs, op, before, end != before, amplification(graph, op, end, values, end != before))
-    for node in graph.nodes:
-        plain = node.index not in covered and graph.leads_to_output[node.index]
-        if plain and graph.varies[node.index] and node.call.op != "placeholder":
-            reached = amplification(graph, operators.get(node.index), node.index, values, False)
-            found[node.index] = Stage(node.index, node.inputs, amplification=reached)
-    return [found[index] for index in sorted(found)]
 
 
 @dataclass
@@ -325,6 +185,11 @@ class Suffix:
         made = [chunk.values[stage.index] for stage in self.stages if stage.index in chunk.values]
         return max(value[0].nbytes for value in (*made, chunk.values[self.graph.output]))
 
+    def changed_stages(self, changes: Changes | None) -> set[Stage]:
+        """The stages with weights or biases that differ from trial to trial."""
+        layers = set() if changes is None else changes.reached
+        return {stage for stage in self.stages if isinstance(stage, LayerStage) and stage.mixing in layers}
+
     def run(self, pairs: Pairs, decide: Decide, changes: Changes | None = None) -> Tensor:
         """The outputs of the pairs that ``decide``, called at every cut, has not let go of.
 
@@ -333,14 +198,14 @@ class Suffix:
             decide: may let go of pairs; of none as proved where a layer that follows changes.
             changes: weights and biases of the layers that follow, by the trial of a pair.
         """
-        changed = [changes is not None and changes.reach(stage.mixing) for stage in self.stages]
+        changed = self.changed_stages(changes)
         for place, stage in enumerate(self.stages):
             if stage.index not in pairs.values:
                 if pairs.scale > 1:
                     self._let_go_of_overflow(stage, pairs, decide)
                     if not len(pairs):
                         break
-                if changes is not None and changed[place]:
+                if changes is not None and isinstance(stage, LayerStage) and stage in changed:
                     pairs.values[stage.index] = self._changed_result(stage, pairs, changes)
                 else:
                     pairs.values[stage.index] = self._result(stage, pairs, self._needed_after[place])
@@ -348,7 +213,7 @@ class Suffix:
             pairs.values = {index: value for index, value in pairs.values.items() if index in needed}
             measurable = stage.index in pairs.chunk.values  # a tuple has no one deviation
             if stage.index in self.cuts and measurable and pairs.scale == 1:
-                self._decide(stage.index, pairs, decide, provable=not any(changed[place + 1 :]))
+                self._decide(stage.index, pairs, decide, provable=changed.isdisjoint(self.stages[place + 1 :]))
                 if not len(pairs):
                     break
         return pairs.value(self.graph, self.graph.output) if len(pairs) else torch.empty(0)
@@ -357,7 +222,7 @@ class Suffix:
         """The results of all stages without any fault, those before a rectifier included."""
         found: Values = {}
         for stage in self.stages:
-            if stage.rectified and stage.mixing is not None:
+            if isinstance(stage, LayerStage) and stage.rectified:
                 inputs = [pairs.value(self.graph, source) for source in stage.inputs]
                 found[stage.before] = stage.run(*inputs, rectified=False)
                 found[stage.index] = found[stage.before].relu()
@@ -380,9 +245,8 @@ class Suffix:
             reached += norm * (stage.amplification.whole if place == 0 else 1.0)
         decide(pairs, overflowing(relative, reached))
 
-    def _changed_result(self, stage: Stage, pairs: Pairs, changes: Changes) -> Tensor:
+    def _changed_result(self, stage: LayerStage, pairs: Pairs, changes: Changes) -> Tensor:
         """The result of a layer stage with weights or biases that differ from trial to trial."""
-        assert stage.mixing is not None
         inputs = [pairs.value(self.graph, source) for source in stage.inputs]
         result = stage.run(*inputs, rectified=False)
         pairs.size = pairs.size + changes.apply(stage.mixing, pairs.trial, lambda *at: inputs[0][at], result)
@@ -422,23 +286,23 @@ class Suffix:
         return most, (_LEAST_SHARE * pairs.size * gain < pairs.radius[pairs.row]) | ~(most < usual)
 
     def _result(self, stage: Stage, pairs: Pairs, needed: set[int]) -> Any:
-        patch = self._patch(stage, pairs)
+        patch = self._patch(stage, pairs) if isinstance(stage, LayerStage) else None
         if patch is not None:
             return patch
         inputs = [pairs.value(self.graph, source) for source in stage.inputs]
-        if stage.mixing is not None:
+        if isinstance(stage, LayerStage):
             kept = [*inputs[:-1], *(pairs.values.get(index) for index in needed)]
             return stage.run(*inputs, overwrite=not any(_share_memory(inputs[-1], value) for value in kept))
         return self.graph.call(self.graph.nodes[stage.index], dict(zip(stage.inputs, inputs, strict=True)))
 
-    def _patch(self, stage: Stage, pairs: Pairs) -> Patch | None:
+    def _patch(self, stage: LayerStage, pairs: Pairs) -> Patch | None:
         """The result of a convolution stage where only a patch of its input deviates, if it stays small."""
         op = stage.mixing
         given = [pairs.values.get(source) for source in stage.inputs]
         whole = any(
             source in self.dirty and not isinstance(x, Patch) for source, x in zip(stage.inputs, given, strict=True)
         )
-        if op is None or not op.spatial or whole or not isinstance(given[0], Patch):
+        if not op.spatial or whole or not isinstance(given[0], Patch):
             return None
         x = given[0]
         sides = pairs.chunk.result(stage.before).shape[2:]
@@ -459,7 +323,8 @@ class Suffix:
         above, before = (
             first * stride - pad for first, stride, pad in zip((top, left), op.stride, op.padding, strict=True)
         )
-        windows = pairs.window(stage.inputs[0], above, before, (read[0], read[1]), op.padding).permute(0, 3, 1, 2)
+        around = op.padding[0], op.padding[1]
+        windows = pairs.window(stage.inputs[0], above, before, (read[0], read[1]), around).permute(0, 3, 1, 2)
         others = [pairs.window(source, top, left, size).permute(0, 3, 1, 2) for source in stage.inputs[1:]]
         result = stage.run(windows, *others, padded=True).permute(0, 2, 3, 1)
         return Patch(result.contiguous(), top, left)
