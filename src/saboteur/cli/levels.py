@@ -192,20 +192,43 @@ def learn(
         model = learn_from(results, title)
     model = model.by_shape() if by_shape else model
     model.write(file)
-    show(
-        table(
-            f"{model.title}, from {number(model.source.faults)} faults",
-            ["layer", "component", "faults>", "inferences>", "masked>", "patterns"],
-            (
-                [
-                    profile.layer or profile.shape,
-                    profile.component,
-                    profile.population,
-                    profile.inferences,
-                    percent(profile.masked),
-                    ", ".join(f"{part.pattern} {part.count}" for part in profile.patterns),
-                ]
-                for profile in model.profiles
-            ),
+    faults = number(model.source.faults)
+    if model.profiles:
+        show(
+            table(
+                f"{model.title}, from {faults} faults",
+                ["layer", "component", "faults>", "inferences>", "masked>", "patterns"],
+                (
+                    [
+                        profile.layer or profile.shape,
+                        profile.component,
+                        profile.population,
+                        profile.inferences,
+                        percent(profile.masked),
+                        ", ".join(f"{part.pattern} {part.count}" for part in profile.patterns),
+                    ]
+                    for profile in model.profiles
+                ),
+            )
         )
-    )
+    if model.permanent:
+        show(
+            table(
+                f"{model.title}, permanent, from {faults} faults",
+                ["component", "fault", "faults>", "observed>", "masked>", "places>", "reaches"],
+                (
+                    [
+                        profile.component,
+                        profile.fault,
+                        profile.population,
+                        profile.faults,
+                        percent(profile.masked),
+                        len(profile.places),
+                        ", ".join(
+                            f"{of.layer or of.shape} {percent(of.reached / of.inferences)}" for of in profile.layers
+                        ),
+                    ]
+                    for profile in model.permanent
+                ),
+            )
+        )

@@ -18,32 +18,27 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    GetJsonSchemaHandler,
-    ValidationError,
-    ValidationInfo,
-    model_validator,
-)
+from pydantic import Field, GetJsonSchemaHandler, ValidationError, ValidationInfo, model_validator
 from pydantic_core import CoreSchema
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from saboteur.errors import FaultError, near
-from saboteur.faults import classes_format
+from saboteur.faults import classes_format, error_permanent
+from saboteur.faults.error_file import ChangeName, Count, Frozen, Positive, Share
 from saboteur.faults.error_patterns import PATTERNS, Footprint, LayerShape, Pattern, ShapeClass, footprints
-from saboteur.faults.error_values import CHANGE_NAME, LayerOutput, code_of, name_of
+from saboteur.faults.error_permanent import Observed, PermanentProfile
+from saboteur.faults.error_values import LayerOutput, code_of, name_of
 from saboteur.faults.formats import NumberFormat
 from saboteur.faults.models import FaultModel, Words
 
-VERSION = 1
+VERSION = 2
+"""The newest version of the file: 1 without permanent faults, 2 with them."""
 
 Integers = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -51,26 +46,18 @@ Floats = NDArray[np.float64]
 
 # -- the file -----------------------------------------------------------------------------------------------
 
-_Count = Annotated[int, Field(ge=0)]
-_Positive = Annotated[int, Field(ge=1)]
-_ChangeName = Annotated[str, Field(pattern=CHANGE_NAME)]
 
-
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class Spread(_Frozen):
+class Spread(Frozen):
     """Size and spread of wrong elements, and how often they were seen; see :class:`error_patterns.Footprint`."""
 
-    channels: _Positive = 1
-    channel_span: _Positive = 1
-    positions: _Positive = 1
-    rows: _Positive = 1
-    columns: _Positive = 1
-    span: _Positive = 1
-    elements: _Positive = 1
-    count: _Positive
+    channels: Positive = 1
+    channel_span: Positive = 1
+    positions: Positive = 1
+    rows: Positive = 1
+    columns: Positive = 1
+    span: Positive = 1
+    elements: Positive = 1
+    count: Positive
 
     @model_validator(mode="after")
     def _possible(self) -> Spread:
@@ -83,7 +70,7 @@ class Spread(_Frozen):
         return self
 
 
-class Change(_Frozen):
+class Change(Frozen):
     """The largest change among the wrong elements of an inference, and the changes of the others.
 
     Changes are ``+2^3`` (up by 8 to 16 steps), ``-2^0`` (down by 1), ``>+2^3`` (up by that much, to the limit of the
@@ -91,12 +78,12 @@ class Change(_Frozen):
     wherever they start. ``in_range``, ``out_of_range`` and ``zero`` are read from models of CLASSES, never learned.
     """
 
-    change: _ChangeName
-    count: _Positive
-    others: dict[_ChangeName, _Positive] = {}
+    change: ChangeName
+    count: Positive
+    others: dict[ChangeName, Positive] = Field(default_factory=dict)
 
 
-class PatternErrors(_Frozen):
+class PatternErrors(Frozen):
     """All that was seen of one pattern.
 
     Attributes:
@@ -129,7 +116,7 @@ class PatternErrors(_Frozen):
         return sum(spread.count for spread in self.spreads)
 
 
-class Profile(_Frozen):
+class Profile(Frozen):
     """What faults in one component do to the output of one layer, or of one class of layers.
 
     Attributes:
@@ -145,9 +132,9 @@ class Profile(_Frozen):
     component: str
     layer: str | None = None
     shape: ShapeClass
-    population: _Positive
-    inferences: _Positive
-    at_bottom: Annotated[float, Field(ge=0, le=1)] = 0.0
+    population: Positive
+    inferences: Positive
+    at_bottom: Share = 0.0
     patterns: tuple[PatternErrors, ...] = ()
 
     @model_validator(mode="after")
@@ -174,13 +161,13 @@ class Profile(_Frozen):
         return 1 - self.changed / self.inferences
 
 
-class Source(_Frozen):
+class Source(Frozen):
     """Where a model comes from."""
 
     campaign: str = Field(default="", description="id of the campaign")
     level: str = Field(default="", description="at which level faults were injected, into what")
-    faults: _Count = 0
-    inferences: _Count = 0
+    faults: Count = 0
+    inferences: Count = 0
 
 
 class ErrorModel(FaultModel):
@@ -195,11 +182,14 @@ class ErrorModel(FaultModel):
     kind: str = "error_model"
     memoryless: ClassVar[bool] = False
 
-    saboteur_error_model: Literal[1] = Field(default=VERSION, description="version of the file format")
+    saboteur_error_model: int = Field(default=1, description="version of the file format")
     title: Annotated[str, Field(min_length=1)]
     description: str = ""
     source: Source = Source()
-    profiles: Annotated[tuple[Profile, ...], Field(min_length=1)]
+    profiles: tuple[Profile, ...] = Field(default=(), description="what transient faults do to the layer that they hit")
+    permanent: tuple[PermanentProfile, ...] = Field(
+        default=(), description="what permanent faults do to all layers that run on the array"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -211,7 +201,15 @@ class ErrorModel(FaultModel):
             if not isinstance(data["file"], str | Path):
                 raise ValueError(f"file: is {data['file']!r}; it takes a path")
             folder = (info.context or {}).get("folder", Path())
-            return _content(folder / data["file"], data.get("output_shape"))
+            data = _content(folder / data["file"], data.get("output_shape"))
+        if isinstance(data, dict):
+            version = data.get("saboteur_error_model", VERSION if data.get("permanent") else 1)
+            if version not in range(1, VERSION + 1):
+                raise ValueError(
+                    f"saboteur_error_model: {version!r} is no version of the file that this release of Saboteur reads, "
+                    f"1 .. {VERSION}"
+                )
+            return data | {"saboteur_error_model": version}
         return data
 
     @classmethod
@@ -240,11 +238,19 @@ class ErrorModel(FaultModel):
         return {"anyOf": [handler(core_schema), stands_for_it]}
 
     @model_validator(mode="after")
-    def _distinct(self) -> ErrorModel:
+    def _consistent(self) -> ErrorModel:
+        if not self.profiles and not self.permanent:
+            raise ValueError("profiles: there are none, nor permanent ones")
+        if self.permanent and self.saboteur_error_model < VERSION:
+            raise ValueError(f"permanent: is of version {VERSION} of the file, not {self.saboteur_error_model}")
         keys = Counter((profile.layer or profile.shape, profile.component) for profile in self.profiles)
-        (layer, component), count = keys.most_common(1)[0]
-        if count > 1:
-            raise ValueError(f"profiles: {component} of {layer} has {count} profiles")
+        for (layer, component), count in keys.most_common(1):
+            if count > 1:
+                raise ValueError(f"profiles: {component} of {layer} has {count} profiles")
+        kinds = Counter((profile.component, profile.fault) for profile in self.permanent)
+        for (component, fault), count in kinds.most_common(1):
+            if count > 1:
+                raise ValueError(f"permanent: {component} {fault} has {count} profiles")
         return self
 
     @classmethod
@@ -279,14 +285,16 @@ class ErrorModel(FaultModel):
         yaml.width = 120
         yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
         stream = io.StringIO()
-        yaml.dump({"saboteur_error_model": VERSION} | self.model_dump(mode="json", exclude_defaults=True), stream)
+        content = self.model_dump(mode="json", exclude_defaults=True)
+        yaml.dump({"saboteur_error_model": self.saboteur_error_model} | content, stream)
         Path(path).write_text(stream.getvalue(), encoding="utf-8")
 
     @cached_property
     def digest(self) -> str:
         """A hash of all that decides what is drawn."""
-        profiles = [profile.model_dump(mode="json") for profile in self.profiles]
-        return hashlib.sha256(json.dumps([VERSION, profiles], sort_keys=True).encode()).hexdigest()[:16]
+        parts = [[profile.model_dump(mode="json") for profile in found] for found in (self.profiles, self.permanent)]
+        decides = [1, parts[0]] if not self.permanent else [VERSION, *parts]
+        return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
 
     def __hash__(self) -> int:
         return hash((self.title, self.digest))
@@ -329,7 +337,8 @@ class ErrorModel(FaultModel):
         for profile in self.profiles:
             groups.setdefault((profile.shape, profile.component), []).append(profile)
         whole = (pooled(group).model_copy(update={"layer": None}) for group in groups.values())
-        return self.model_copy(update={"profiles": tuple(whole)})
+        permanent = tuple(profile.by_shape() for profile in self.permanent)
+        return self.model_copy(update={"profiles": tuple(whole), "permanent": permanent})
 
     def knows(self, layer: str) -> bool:
         """Whether it was learned from the layer of that name."""
@@ -359,7 +368,7 @@ def _content(
     if output_shape is not None or layer is not None:
         raise ValueError(f"output_shape: goes with a file of CLASSES, and {path} is none")
     if not isinstance(content, dict) or "saboteur_error_model" not in content:
-        raise ValueError(f"file: {path} is no error model; one begins with saboteur_error_model: {VERSION}")
+        raise ValueError(f"file: {path} is no error model; one begins with saboteur_error_model: 1 or {VERSION}")
     return content
 
 
@@ -462,13 +471,8 @@ def learn(
     Raises:
         FaultError: when a column or layer is missing, a position is outside of its layer, or trials are unknown.
     """
-    for name, table, wanted in (
-        ("deviations", deviations, ("trial", "input", "layer", "position", "golden", "faulty")),
-        ("trials", trials, ("trial", "layer", "component")),
-    ):
-        for column in wanted:
-            if column not in table.column_names:
-                raise FaultError(f"{name}: no column {column!r}{near(column, table.column_names)}")
+    _need_columns("deviations", deviations, _DEVIATIONS)
+    _need_columns("trials", trials, ("trial", "layer", "component"))
     met = _Trials(trials)
     row = met.rows_of(deviations["trial"].to_numpy())
     layers = deviations["layer"].to_numpy(zero_copy_only=False).astype(str)
@@ -488,8 +492,74 @@ def learn(
                 population=(populations or {}).get((layer, component), int(chosen.sum())),
             )
         )
-    default = Source(faults=len(met.layer), inferences=int(met.inferences.sum()))
-    return ErrorModel(title=title, source=source or default, profiles=tuple(profiles))
+    return ErrorModel(title=title, source=source or met.source, profiles=tuple(profiles))
+
+
+def learn_permanent(
+    deviations: pa.Table,
+    trials: pa.Table,
+    outputs: Mapping[str, LayerOutput],
+    title: str,
+    *,
+    repeats: tuple[int, int] | None = None,
+    populations: Mapping[tuple[str, str], int] | None = None,
+    source: Source | None = None,
+) -> ErrorModel:
+    """Learn an error model from what permanent faults of an array were observed to do.
+
+    Args:
+        deviations: every wrong value, as of :func:`learn`; a fault may change several layers, each observed on its
+            fault-free arguments.
+        trials: all that was injected, a row for each trial: ``trial``, ``component``, ``fault`` (which kind of fault,
+            such as a stuck bit; all are one kind if absent) and ``inferences``, on how many inputs it was observed
+            (1 if absent).
+        outputs: the fault-free output of each layer that runs on the array.
+        title: of the model.
+        repeats: after how many positions and how many channels of a layer the array is at the same place again: rows
+            and columns of an output-stationary array. If absent, a fault is not taken to repeat within a layer.
+        populations: how many faults each (component, fault) has; the number of trials if absent.
+        source: where the observations come from.
+
+    Raises:
+        FaultError: when a column or layer is missing, a position is outside of its layer, or trials are unknown.
+    """
+    _need_columns("deviations", deviations, _DEVIATIONS)
+    _need_columns("trials", trials, ("trial", "component"))
+    if repeats is not None and min(repeats) < 1:
+        raise FaultError(f"repeats: {repeats}; takes at least one position and one channel")
+    met = _Trials(trials)
+    row = met.rows_of(deviations["trial"].to_numpy())
+    layers = deviations["layer"].to_numpy(zero_copy_only=False).astype(str)
+    observed = {}
+    for layer in np.unique(layers).tolist():
+        here = np.flatnonzero(layers == layer)
+        found = deviations.take(pa.array(here))
+        golden, faulty = (found[name].to_numpy().astype(np.float64) for name in ("golden", "faulty"))
+        number, position = (found[name].to_numpy().astype(np.int64) for name in ("input", "position"))
+        wrong = golden != faulty
+        observed[layer] = Observed(*(column[wrong] for column in (row[here], number, position, golden, faulty)))
+        if layer in outputs:
+            _need_inside(observed[layer].position, layer, outputs[layer].shape)
+    kinds = pa.table({"component": met.component, "fault": met.fault, "inferences": met.inferences})
+    profiles = error_permanent.profiles(observed, kinds, outputs, repeats, populations or {})
+    return ErrorModel(title=title, source=source or met.source, permanent=profiles)
+
+
+_DEVIATIONS = "trial", "input", "layer", "position", "golden", "faulty"
+
+
+def _need_columns(name: str, table: pa.Table, wanted: Iterable[str]) -> None:
+    for column in wanted:
+        if column not in table.column_names:
+            raise FaultError(f"{name}: no column {column!r}{near(column, table.column_names)}")
+
+
+def _need_inside(position: Integers, layer: str, shape: LayerShape) -> None:
+    if position.size and (position.min() < 0 or position.max() >= shape.elements):
+        raise FaultError(
+            f"position: {position.max()} in {layer}, whose output of shape {list(shape.shape)} has "
+            f"{shape.elements} elements"
+        )
 
 
 class _Trials:
@@ -501,10 +571,19 @@ class _Trials:
         self._sorted = number[self._order]
         if (np.diff(self._sorted) == 0).any():
             raise FaultError("trials: a trial is listed twice")
-        self.layer = table["layer"].to_numpy(zero_copy_only=False).astype(str)
-        self.component = table["component"].to_numpy(zero_copy_only=False).astype(str)
+        self.layer, self.component, self.fault = (
+            table[name].to_numpy(zero_copy_only=False).astype(str)
+            if name in table.column_names
+            else np.full(len(number), "", object)
+            for name in ("layer", "component", "fault")
+        )
         given = "inferences" in table.column_names
         self.inferences = table["inferences"].to_numpy() if given else np.ones(len(number), np.int64)
+
+    @property
+    def source(self) -> Source:
+        """What there is to say of where they come from."""
+        return Source(faults=len(self.component), inferences=int(self.inferences.sum()))
 
     def rows_of(self, trial: Integers) -> Integers:
         place = np.minimum(np.searchsorted(self._sorted, trial), max(len(self._sorted) - 1, 0))
@@ -519,11 +598,7 @@ def _profile(
 ) -> Profile:
     golden, faulty = (rows[name].to_numpy().astype(np.float64) for name in ("golden", "faulty"))
     position = rows["position"].to_numpy().astype(np.int64)
-    if position.size and (position.min() < 0 or position.max() >= output.shape.elements):
-        raise FaultError(
-            f"position: {position.max()} in {layer}, whose output of shape {list(output.shape.shape)} has "
-            f"{output.shape.elements} elements"
-        )
+    _need_inside(position, layer, output.shape)
     wrong = golden != faulty
     golden, faulty, position = golden[wrong], faulty[wrong], position[wrong]
     key = np.stack([rows["trial"].to_numpy()[wrong], rows["input"].to_numpy()[wrong]])

@@ -14,11 +14,17 @@ from saboteur.errors import FaultError
 from saboteur.faults import draws
 from saboteur.faults.error_models import SIZES, Change, Profile
 from saboteur.faults.error_patterns import PATTERNS, Footprint, lay_out
+from saboteur.faults.error_permanent import PermanentProfile, members
 from saboteur.faults.error_values import LayerOutput, at_least, code_of, uncut
 from saboteur.faults.formats import NumberFormat
 from saboteur.faults.models import FaultModel, Words
 
-_LANES = {name: 301 + lane for lane, name in enumerate(("footprint", "layout", "change", "others", "value", "reached"))}
+_LANES = {
+    name: 301 + lane
+    for lane, name in enumerate(
+        ("footprint", "layout", "change", "others", "value", "reached", "place", "behaviour", "wrong")
+    )
+}
 
 Integers = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -65,6 +71,28 @@ class ComponentErrors(FaultModel):
         return draws.words(draws.words(stream, element), variant)
 
 
+class PermanentErrors(ComponentErrors):
+    """The errors of one kind of permanent fault in all layers that run on the array.
+
+    The only word of the region is the array; its variants are numbered draws.
+    """
+
+    profile: PermanentProfile  # type: ignore[assignment]
+
+    def __hash__(self) -> int:
+        return hash((self.digest, self.profile.component, self.profile.fault, self.draws))
+
+    @property
+    def name(self) -> str:
+        """How tables call it."""
+        return f"error_model({self.title}/{' '.join((self.profile.component, self.profile.fault))} {self.digest[:8]})"
+
+    def key(self, site: str, element: Integers, variant: Integers) -> NDArray[np.uint64]:
+        """The keys of faults of ``site``, from which all about them is drawn."""
+        stream = draws.stream_key(site, self.digest, self.profile.component, self.profile.fault)
+        return draws.words(draws.words(stream, element), variant)
+
+
 class Errors(NamedTuple):
     """Wrong values of many faults, as columns.
 
@@ -102,16 +130,10 @@ class Sampler:
         self._changes = [_Choice.of(part.changes or part.changes_at_bottom) for part in parts]
         self._changes_at_bottom = [_Choice.of(part.changes_at_bottom or part.changes) for part in parts]
         self._others = [_others((*part.changes, *part.changes_at_bottom)) for part in parts]
-        reached, share = profile.changed / profile.inferences, profile.at_bottom
-        at_bottom, elsewhere = reached, reached
-        if 0 < share < 1:
-            # Where many elements are wrong, the largest change is seldom of a clamped one, whatever the anchor is: what
-            # one of the two probabilities cannot take, the other does.
-            changed = profile.changed_at_bottom / profile.inferences
-            elsewhere = min(1.0, (reached - changed) / (1 - share))
-            at_bottom = min(1.0, (reached - elsewhere * (1 - share)) / share)
-            elsewhere = (reached - at_bottom * share) / (1 - share)
-        self._reached = np.array([elsewhere, at_bottom])
+        # Where many elements are wrong, the largest change is seldom of a clamped one, whatever the anchor is.
+        self._reached = _by_clamp(
+            profile.changed / profile.inferences, profile.changed_at_bottom / profile.inferences, profile.at_bottom
+        )
 
     def reached(self, key: NDArray[np.uint64], input: Integers, golden: Floats) -> NDArray[np.bool_]:
         """In which inferences [n] the output is wrong at all.
@@ -185,6 +207,110 @@ class Sampler:
         uniform = draws.uniform(draws.words(key, input), errors.rank, _LANES["value"])
         codes = np.where(self._at_bottom(golden), errors.code_at_bottom, errors.code)
         return self.output.changed(golden, codes, uniform)
+
+
+class PermanentSampler:
+    """Draws what one kind of permanent fault does to one layer.
+
+    Where values can be wrong, and how the values of each of these channels behave, follows from the fault's key and is
+    the same in every inference. Whether the layer is wrong at all, which of these values are, and by how much, is
+    drawn for each inference.
+
+    Args:
+        profile: of the faults.
+        layer: the layer's name.
+        output: the layer's fault-free output.
+    """
+
+    def __init__(self, profile: PermanentProfile, layer: str, output: LayerOutput):
+        self.output = output
+        shape, tile = output.shape, profile.repeats
+        self._stream = np.uint64(draws.stream_key("layer", layer))
+        channels, positions = np.arange(shape.channels) % tile.channels, np.arange(shape.positions) % tile.positions
+        self._places = [
+            (
+                np.flatnonzero(np.isin(channels, members(place.channels))),
+                np.flatnonzero(np.isin(positions, members(place.positions))),
+            )
+            for place in profile.places
+        ]
+        self._place_shares = np.cumsum([place.count for place in profile.places]) / profile.faults
+        errors = profile.of_layer(layer, shape)
+        self._errors = errors
+        if errors is None:
+            return
+        self._behaviour_shares = _shares([channel.count for channel in errors.channels])
+        counts = [(Counter(channel.changes), Counter(channel.changes_at_bottom)) for channel in errors.channels]
+        self._wrong = np.array(
+            [
+                _by_clamp((some + low).total() / channel.values, low.total() / channel.values, errors.at_bottom)
+                for channel, (some, low) in zip(errors.channels, counts, strict=True)
+            ]
+        ).reshape(-1, 2)
+        self._changes = [
+            tuple(_Choice({code_of(name): n for name, n in found.items()}) if found else None for found in choices)
+            for choices in ((some or low, low or some) for some, low in counts)
+        ]
+
+    def elements(self, key: np.uint64) -> Integers:
+        """The flat indices of all values that can be wrong, the same in every inference; none where a fault is masked.
+
+        Args:
+            key: of the fault.
+        """
+        channels, positions = self._place(key)
+        return self.output.shape.join(np.repeat(channels, len(positions)), np.tile(positions, len(channels)))
+
+    def _place(self, key: np.uint64) -> tuple[Integers, Integers]:
+        number = int(np.searchsorted(self._place_shares, draws.uniform(key, 0, _LANES["place"])))
+        if self._errors is None or number == len(self._places):
+            return np.zeros(0, np.int64), np.zeros(0, np.int64)
+        return self._places[number]
+
+    def values(self, key: np.uint64, input: Integers, golden: Floats) -> Floats:
+        """The values [inferences, elements] of one layer; those that are right are as they were.
+
+        Args:
+            key: of the fault.
+            input: [inferences] which.
+            golden: [inferences, elements] the values without the fault, of :meth:`elements`.
+        """
+        channels, positions = self._place(key)
+        values = golden.copy()
+        if self._errors is None or not self._errors.reached or not golden.size:
+            return values
+        key = draws.words(key, self._stream)[()]
+        behaviour = np.searchsorted(self._behaviour_shares, draws.uniform(key, channels, _LANES["behaviour"]))
+        behaviour = np.repeat(behaviour, len(positions))
+        of_inference = draws.words(key, input)
+        reached = draws.uniform(of_inference, 0, _LANES["reached"]) < self._errors.reached / self._errors.inferences
+        number, of_inference = np.arange(golden.shape[1]), of_inference[:, None]
+        clamped = (golden <= self.output.bottom).astype(np.int64)
+        wrong = draws.uniform(of_inference, number, _LANES["wrong"]) < self._wrong[behaviour, clamped]
+        wrong &= reached[:, None]
+        which, size = (draws.uniform(of_inference, number, _LANES[lane]) for lane in ("change", "value"))
+        for kind in np.unique(behaviour).tolist():
+            for low, choice in enumerate(self._changes[kind]):
+                these = wrong & (behaviour == kind) & (clamped == low)
+                if choice is not None and these.any():
+                    values[these] = self.output.changed(golden[these], choice.take(which[these]), size[these])
+        return values
+
+
+def _by_clamp(wrong: float, wrong_at_bottom: float, share: float) -> Floats:
+    """P(wrong | not at the lower clamp) and P(wrong | at it), by Bayes' rule; what one cannot take, the other does.
+
+    Args:
+        wrong: P(wrong).
+        wrong_at_bottom: P(wrong and at the clamp).
+        share: P(at the clamp).
+    """
+    at_bottom, elsewhere = wrong, wrong
+    if 0 < share < 1:
+        elsewhere = min(1.0, (wrong - wrong_at_bottom) / (1 - share))
+        at_bottom = min(1.0, (wrong - elsewhere * (1 - share)) / share)
+        elsewhere = (wrong - at_bottom * share) / (1 - share)
+    return np.array([elsewhere, at_bottom])
 
 
 class _Choice:

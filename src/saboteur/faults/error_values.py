@@ -164,6 +164,11 @@ def _octave(codes: Integers) -> Integers:
     return (codes - _OCTAVES) // _WAYS + _LEAST_OCTAVE
 
 
+def octaves(codes: Integers) -> Floats:
+    """The octave of each change; 0 of those that have none."""
+    return np.where(codes >= _OCTAVES, _octave(codes), 0).astype(np.float64)
+
+
 def name_of(code: int) -> str:
     """How files call a change."""
     for name, named in _NAMED.items():

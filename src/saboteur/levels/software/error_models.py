@@ -18,7 +18,7 @@ from torch import Tensor
 
 from saboteur.faults.error_models import ErrorModel
 from saboteur.faults.error_patterns import LayerShape
-from saboteur.faults.error_sampling import ComponentErrors, Errors, Sampler
+from saboteur.faults.error_sampling import ComponentErrors, Errors, PermanentErrors, PermanentSampler, Sampler
 from saboteur.faults.error_values import LayerOutput
 from saboteur.faults.formats import Affine, Floating
 from saboteur.faults.space import Faults, FaultSpace, Region
@@ -29,6 +29,7 @@ from saboteur.levels.software.flow import Event
 from saboteur.levels.software.runner import Batch, HarnessError, ModelError, Runner
 from saboteur.levels.software.signals import Output
 from saboteur.levels.software.site import Site, position
+from saboteur.levels.software.spec import SoftwareFault
 from saboteur.outcomes.recorder import Recorder
 
 _DRAWS = 2**20
@@ -36,6 +37,11 @@ _DRAWS = 2**20
 
 _OBSERVED = 1024
 """On so many inputs, the first ones, the ranges of layers are observed."""
+
+ARRAY = "array"
+"""The layer of permanent errors, as of the faults that they are learned from."""
+
+_JOIN, _TOGETHER = "+", ":array"
 
 Integers = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -55,7 +61,7 @@ class ErrorOutput(Output):
     known: LayerOutput
     inputs: Integers = field(default_factory=lambda: np.zeros(0, np.int64))
     pairs: tuple[Integers, Integers] | None = None
-    samplers: dict[ComponentErrors, Sampler] = field(default_factory=dict)
+    samplers: dict[ComponentErrors, Any] = field(default_factory=dict)
 
     def in_batch(self, inputs: Integers) -> ErrorOutput:
         """The same output, in a batch whose rows hold ``inputs``."""
@@ -67,7 +73,8 @@ class ErrorOutput(Output):
             row, hit = self.pairs
         else:
             row, hit = (axis.ravel() for axis in np.indices((len(self.inputs), len(hits))))
-        acting = np.ones(len(hit), bool) if self.steps == 1 else hits.step[hit] == event.call
+        lasting = np.array([region.duration != "transient" for region in hits.regions])[hits.region[hit]]
+        acting = lasting | (hits.step[hit] == event.call) if self.steps > 1 else np.ones(len(hit), bool)
         row, hit = row[acting], hit[acting]
         if not len(hit):
             return event.output
@@ -79,8 +86,29 @@ class ErrorOutput(Output):
         tensor = tensor.clone()
         for number in np.unique(hits.region[hit]).tolist():
             here = hits.region[hit] == number
-            self._put(tensor, hits, row[here], hit[here])
+            if isinstance(hits.regions[number].model, PermanentErrors):
+                self._put_permanent(tensor, hits, row[here], hit[here])
+            else:
+                self._put(tensor, hits, row[here], hit[here])
         return tensor
+
+    def _put_permanent(self, tensor: Tensor, hits: Hits, row: Integers, hit: Integers) -> None:
+        """Put permanent errors of one region into ``tensor``, one after the other."""
+        region = hits.regions[int(hits.region[hit[0]])]
+        model = region.model
+        assert isinstance(model, PermanentErrors)
+        if model not in self.samplers:
+            self.samplers[model] = PermanentSampler(model.profile, self.layer, self.known)
+        sampler = self.samplers[model]
+        for one in np.unique(hit).tolist():
+            rows = row[hit == one]
+            (key,) = model.key(ARRAY, hits.element[[one]], hits.variant[[one]])
+            elements = sampler.elements(key)
+            each, element = np.repeat(rows, len(elements)), np.tile(elements, len(rows))
+            golden = self.read(tensor, each, element)
+            values = sampler.values(key, self.inputs[rows], golden.reshape(len(rows), -1)).ravel()
+            wrong = ~(values == golden)
+            self._write(tensor, each[wrong], element[wrong], values[wrong])
 
     def _put(self, tensor: Tensor, hits: Hits, row: Integers, hit: Integers) -> None:
         """Put errors of one region into ``tensor``."""
@@ -213,15 +241,34 @@ class _Range:
         return LayerOutput.of_range(shape, output.format, low, high, at_low / self._values, at_high / self._values)
 
 
-def regions(model: ErrorModel, sites: Sequence[Site]) -> Iterator[Region]:
-    """The regions of a fault space that a model's errors make up: one for each component in each layer.
+def regions(spec: SoftwareFault, sites: Sequence[Site]) -> Iterator[Region]:
+    """The regions of a fault space that a model's errors make up.
 
-    Where the model was learned from every one of the layers, regions weigh as the faults that they stand for;
-    otherwise layers weigh by their elements, and components within a layer as their faults.
+    Of transient faults one for each component in each layer. Where the model was learned from every one of the layers,
+    regions weigh as the faults that they stand for; otherwise layers weigh by their elements, and components within a
+    layer as their faults. Of lasting faults one for each component and kind of fault, which acts in all layers.
     """
-    by_population = all(model.knows(site.layer) for site in sites)
-    for site in sites:
-        assert isinstance(site, ErrorOutput)
+    model = spec.model
+    assert isinstance(model, ErrorModel)
+    outputs = [site for site in sites if isinstance(site, ErrorOutput)]
+    if spec.duration != "transient":
+        times = ceil(_DRAWS / sum(kind.population for kind in model.permanent))
+        for kind in model.permanent:
+            yield Region(
+                site=_JOIN.join(output.name for output in outputs) + _TOGETHER,
+                layer=ARRAY,
+                component=kind.component,
+                shape=(1,),
+                format=outputs[0].format,
+                model=PermanentErrors(
+                    title=model.title, digest=model.digest, profile=kind, draws=kind.population * times
+                ),
+                duration=spec.duration,
+                activity=spec.activity,
+            )
+        return
+    by_population = all(model.knows(site.layer) for site in outputs)
+    for site in outputs:
         profiles = model.of_layer(site.layer, site.known.shape)
         total = sum(profile.population for profile in profiles)
         for profile in profiles:
@@ -242,14 +289,32 @@ def regions(model: ErrorModel, sites: Sequence[Site]) -> Iterator[Region]:
             )
 
 
+def by_layer(space: FaultSpace, faults: Faults) -> tuple[FaultSpace, Faults]:
+    """The same trials with a row in each layer for every permanent error, which is one fault of all of them."""
+    if not any(isinstance(region.model, PermanentErrors) for region in space.regions):
+        return space, faults
+    regions: list[Region] = []
+    first = np.zeros(len(space.regions) + 1, np.int64)
+    for number, region in enumerate(space.regions):
+        sites = [region.site]
+        if isinstance(region.model, PermanentErrors):
+            sites = region.site.removesuffix(_TOGETHER).split(_JOIN)
+        regions += [replace(region, site=site) for site in sites]
+        first[number + 1] = len(regions)
+    row, region_of = expanded(first[faults.region], first[faults.region + 1])
+    return FaultSpace(tuple(regions)), replace(faults.rows(row), region=region_of.astype(np.int32))
+
+
 def are_in(space: FaultSpace) -> bool:
     """Whether a space holds errors of a learned model."""
     return any(isinstance(region.model, ComponentErrors) for region in space.regions)
 
 
 def inject(runner: Runner, sites: Mapping[str, Site], space: FaultSpace, faults: Faults, recorder: Recorder) -> None:
-    """Run each trial over its inputs: those of learned errors alone together, the others one by one."""
-    learned = np.array([isinstance(region.model, ComponentErrors) for region in space.regions])
+    """Run each trial over its inputs: those of learned transient errors alone together, the others one by one."""
+    learned = np.array(
+        [isinstance(r.model, ComponentErrors) and not isinstance(r.model, PermanentErrors) for r in space.regions]
+    )
     foreign = np.bincount(faults.trial, ~learned[faults.region], faults.trials) > 0
     alone = ~foreign & (np.diff(faults.bounds) > 0)
     injection.inject(runner, sites, space, faults, recorder, np.flatnonzero(~alone).tolist())

@@ -42,7 +42,8 @@ class SoftwareFault(FaultSpec):
     - ``connections``: one input of one neuron of a linear or convolution layer, as that neuron alone reads it.
     - ``hidden_state``, ``cell_state``: the state of an RNN, GRU or LSTM after a time step.
     - ``outputs``: outputs of leaf modules, for a learned error model (``{kind: error_model, file: PATH}``), which says
-      how a whole output is wrong once a fault in the hardware below has reached it.
+      how a whole output is wrong once a fault in the hardware below has reached it; a permanent one acts in all of the
+      layers, which run on one array.
 
     A transient fault in an activation or state acts once in each inference it is judged on (at one call of
     the module, or one time step); a permanent one at every call and step.
@@ -69,8 +70,14 @@ class SoftwareFault(FaultSpec):
     def _fits_together(self) -> SoftwareFault:
         if (self.where == "outputs") != isinstance(self.model, ErrorModel):
             raise ValueError(f"where: outputs takes an error_model and nothing else does, not {self.model.kind}")
-        if self.where == "outputs" and self.duration != "transient":
-            raise ValueError(f"duration: {self.duration!r}; an error model says what one inference sees: use transient")
+        if isinstance(self.model, ErrorModel):
+            transient = self.duration == "transient"
+            if not (self.model.profiles if transient else self.model.permanent):
+                other = "permanent or intermittent" if transient else "transient"
+                raise ValueError(
+                    f"duration: {self.duration!r}; the error model {self.model.title!r} was not learned from such "
+                    f"faults: use {other}"
+                )
         if self.granularity != "element" and self.where not in ("activations", "operators", "inputs"):
             raise ValueError(
                 f"granularity: {self.granularity!r} applies to activations, operators and inputs, not to {self.where}"

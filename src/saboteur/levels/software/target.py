@@ -192,8 +192,8 @@ class SoftwareTarget(Target):
             if not isinstance(spec, SoftwareFault):
                 raise FaultError(f"faults: a {type(spec).__name__} is not a fault of the software level")
             if isinstance(spec.model, ErrorModel):
-                for region in error_models.regions(spec.model, self._selected(spec)):
-                    regions.setdefault((region.site, region.model), region)
+                for region in error_models.regions(spec, self._selected(spec)):
+                    regions.setdefault((region.site, region.model, region.duration, region.activity), region)
                 continue
             for site in self._selected(spec):
                 region = Region(
@@ -213,6 +213,7 @@ class SoftwareTarget(Target):
 
     def inject(self, space: FaultSpace, faults: Faults, recorder: Recorder) -> None:
         """Run each trial over the inputs that the recorder gives it."""
+        space, faults = error_models.by_layer(space, faults)
         sites = {region.site: self._site(region.site) for region in space.regions}
         with self._runner.prepared():
             if error_models.are_in(space):
@@ -261,6 +262,7 @@ class SoftwareTarget(Target):
         """Follow the error of the first trial through the inference of ``input``."""
         if not 0 <= input < self._runner.inputs:
             raise TargetError(f"input: {input} is outside 0 .. {self._runner.inputs - 1}")
+        space, faults = error_models.by_layer(space, faults)
         sites = {region.site: self._site(region.site) for region in space.regions}
         inputs = self._sites("inputs", "element").values()
         axes = {site.place: site.batch_axis for site in inputs if isinstance(site, Output)}
