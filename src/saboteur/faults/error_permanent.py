@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pydantic import Field, field_validator, model_validator
 
 from saboteur.errors import FaultError, near
-from saboteur.faults.error_file import ChangeName, Count, Frozen, Positive, Share
+from saboteur.faults.error_file import ChangeName, Count, Frozen, Positive
 from saboteur.faults.error_patterns import LayerShape, ShapeClass
 from saboteur.faults.error_values import LayerOutput, code_of, name_of, octaves
 
@@ -72,20 +72,25 @@ class ChannelErrors(Frozen):
         count: how many of them were seen.
         values: how many values they have in the places of their faults, over the inferences in which the layer's
             output was wrong.
-        changes: of the wrong ones among these.
-        changes_at_bottom: of the wrong ones that were at the layer's lower clamp.
+        values_at_bottom: how many of these are at the layer's lower clamp, by how often each element is.
+        changes: of the wrong ones that were above it.
+        changes_at_bottom: of the wrong ones that were at it.
     """
 
     count: Positive
     values: Positive
+    values_at_bottom: Count = 0
     changes: dict[ChangeName, Positive] = Field(default_factory=dict)
     changes_at_bottom: dict[ChangeName, Positive] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _no_more_wrong_than_there_are(self) -> ChannelErrors:
-        wrong = sum(self.changes.values()) + sum(self.changes_at_bottom.values())
-        if wrong > self.values:
-            raise ValueError(f"values: {wrong} changes of {self.values} values")
+        for name, values, changes in (
+            ("changes", self.values - self.values_at_bottom, self.changes),
+            ("changes_at_bottom", self.values_at_bottom, self.changes_at_bottom),
+        ):
+            if sum(changes.values()) > values:
+                raise ValueError(f"{name}: {sum(changes.values())} of {values} values")
         return self
 
 
@@ -95,7 +100,6 @@ class LayerErrors(Frozen):
     Attributes:
         layer: its name; ``None`` where it speaks of all layers of the shape.
         shape: the class of its shape.
-        at_bottom: the share of its fault-free values that lie at their lower clamp.
         inferences: how many faulty ones were observed.
         reached: in how many of these its output was wrong.
         channels: what was seen in these, like channels together.
@@ -103,7 +107,6 @@ class LayerErrors(Frozen):
 
     layer: str | None = None
     shape: ShapeClass
-    at_bottom: Share = 0.0
     inferences: Positive
     reached: Count
     channels: tuple[ChannelErrors, ...] = ()
@@ -176,7 +179,6 @@ def together(layers: Sequence[LayerErrors]) -> LayerErrors:
     return LayerErrors(
         layer=layers[0].layer if len({found.layer for found in layers}) == 1 else None,
         shape=layers[0].shape,
-        at_bottom=min(1.0, sum(found.at_bottom * found.inferences for found in layers) / inferences),
         inferences=inferences,
         reached=sum(found.reached for found in layers),
         channels=tuple(channel for found in layers for channel in found.channels),
@@ -261,6 +263,18 @@ class _Places:
         positions = self._positions[:, np.arange(shape.positions) % self._tile[0]].sum(axis=1)
         return positions, self._channels[:, np.arange(shape.channels) % self._tile[1]]
 
+    def at_bottom(self, output: LayerOutput) -> Floats:
+        """How many values of each channel are at the lower clamp in an inference, of those in the trial's place.
+
+        Returns:
+            [trials, channels], on average over inferences.
+        """
+        shape = output.shape
+        positions = self._positions[:, np.arange(shape.positions) % self._tile[0]]
+        channel, position = (part.ravel() for part in np.indices((shape.channels, shape.positions)))
+        shares = output.bottom_shares()[shape.join(channel, position)].reshape(shape.channels, shape.positions)
+        return positions.astype(np.float64) @ shares.T
+
     def seen(self, trials: Integers) -> tuple[Place, ...]:
         both = np.concatenate([self._channels, self._positions], axis=1)[trials]
         distinct, counts = np.unique(both[both.any(axis=1)], axis=0, return_counts=True)
@@ -280,9 +294,12 @@ def _in_layer(
     key = np.unique(np.stack([rows.trial, rows.input]), axis=1)
     reached = np.bincount(key[0], minlength=len(kind))
     channel, _ = output.shape.split(rows.position)
-    codes, low = output.changes(rows.golden, rows.faulty), rows.golden <= output.bottom
-    alike = _alike(rows, codes, channel, touched, positions * reached)
-    columns = np.stack([kind[rows.trial], alike[rows.trial, channel], low, codes])
+    codes, at_low = output.changes(rows.golden, rows.faulty), rows.golden <= output.bottom
+    bottom = places.at_bottom(output)
+    clamped = clamp_class(bottom, positions[:, None])
+    bottom *= reached[:, None]
+    alike = _alike(rows, codes, channel, touched, positions * reached, clamped)
+    columns = np.stack([kind[rows.trial], alike[rows.trial, channel], at_low, codes])
     changes: dict[tuple[int, int, int], dict[str, int]] = {}
     distinct, counts = np.unique(columns, axis=1, return_counts=True)
     for (of, behaviour, at_bottom, code), count in zip(distinct.T.tolist(), counts.tolist(), strict=True):
@@ -292,21 +309,24 @@ def _in_layer(
         mine = np.flatnonzero(meets & (kind == of))
         channels = []
         for behaviour in np.unique(alike[mine]).tolist():
-            trial, _ = np.nonzero(alike[mine] == behaviour)
             if behaviour < 0:
                 continue
+            trial, channel = np.nonzero(alike[mine] == behaviour)
+            values = int((positions * reached)[mine][trial].sum())
+            above, low = (changes.get((of, behaviour, place), {}) for place in (0, 1))
+            expected = round(bottom[mine[trial], channel].sum())
             channels.append(
                 ChannelErrors(
                     count=len(trial),
-                    values=int((positions * reached)[mine][trial].sum()),
-                    changes=_sorted(changes.get((of, behaviour, 0), {})),
-                    changes_at_bottom=_sorted(changes.get((of, behaviour, 1), {})),
+                    values=values,
+                    values_at_bottom=min(max(expected, sum(low.values())), values - sum(above.values())),
+                    changes=_sorted(above),
+                    changes_at_bottom=_sorted(low),
                 )
             )
         errors = LayerErrors(
             layer=layer,
             shape=output.shape.shape_class,
-            at_bottom=output.at_bottom,
             inferences=int(inferences[mine].sum()),
             reached=int(reached[mine].sum()),
             channels=tuple(channels),
@@ -315,13 +335,27 @@ def _in_layer(
     return found
 
 
+CLAMP_CLASSES = 5
+
+
+def clamp_class(at_bottom: NDArray, values: NDArray) -> Integers:
+    """In which fifth the share of values at the lower clamp lies."""
+    share = at_bottom / np.maximum(values, 1)
+    return np.clip((share * CLAMP_CLASSES).astype(np.int64), 0, CLAMP_CLASSES - 1)
+
+
 def _alike(
-    rows: Observed, codes: Integers, channel: Integers, touched: NDArray[np.bool_], values: Integers
+    rows: Observed,
+    codes: Integers,
+    channel: Integers,
+    touched: NDArray[np.bool_],
+    values: Integers,
+    clamped: Integers,
 ) -> Integers:
     """A number for how each channel [trials, channels] behaves; −1 where it is not in the trial's place.
 
-    By how often values are wrong (in octaves), whether they move up, down or both, and by how much (in pairs of
-    octaves).
+    By how often values are wrong (in octaves), whether they move up, down or both, by how much (in pairs of octaves),
+    and how many are at the lower clamp.
     """
     shape = touched.shape
     at = rows.trial * shape[1] + channel
@@ -337,7 +371,7 @@ def _alike(
     rarity = np.clip(np.floor(-np.log2(np.maximum(wrong, 1e-9) / np.maximum(values, 1)[:, None])), 0, _RARE)
     way = np.where(up > _MOSTLY_UP, 2, np.where(up < _MOSTLY_DOWN, 0, 1))
     behaviour = 1 + (np.round(size / _OCTAVES_ALIKE).astype(np.int64) + 1000) * 100 + rarity.astype(np.int64) * 10 + way
-    behaviour = np.where(wrong > 0, behaviour, 0)
+    behaviour = np.where(wrong > 0, behaviour, 0) * CLAMP_CLASSES + clamped
     return np.where(touched & (values > 0)[:, None], behaviour, -1)
 
 

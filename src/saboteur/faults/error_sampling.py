@@ -14,7 +14,7 @@ from saboteur.errors import FaultError
 from saboteur.faults import draws
 from saboteur.faults.error_models import SIZES, Change, Profile
 from saboteur.faults.error_patterns import PATTERNS, Footprint, lay_out
-from saboteur.faults.error_permanent import PermanentProfile, members
+from saboteur.faults.error_permanent import CLAMP_CLASSES, LayerErrors, PermanentProfile, clamp_class, members
 from saboteur.faults.error_values import LayerOutput, at_least, code_of, uncut
 from saboteur.faults.formats import NumberFormat
 from saboteur.faults.models import FaultModel, Words
@@ -130,10 +130,16 @@ class Sampler:
         self._changes = [_Choice.of(part.changes or part.changes_at_bottom) for part in parts]
         self._changes_at_bottom = [_Choice.of(part.changes_at_bottom or part.changes) for part in parts]
         self._others = [_others((*part.changes, *part.changes_at_bottom)) for part in parts]
-        # Where many elements are wrong, the largest change is seldom of a clamped one, whatever the anchor is.
-        self._reached = _by_clamp(
-            profile.changed / profile.inferences, profile.changed_at_bottom / profile.inferences, profile.at_bottom
-        )
+        reached, share = profile.changed / profile.inferences, profile.at_bottom
+        at_bottom, elsewhere = reached, reached
+        if 0 < share < 1:
+            # Where many elements are wrong, the largest change is seldom of a clamped one, whatever the anchor is: what
+            # one of the two probabilities cannot take, the other does.
+            changed = profile.changed_at_bottom / profile.inferences
+            elsewhere = min(1.0, (reached - changed) / (1 - share))
+            at_bottom = min(1.0, (reached - elsewhere * (1 - share)) / share)
+            elsewhere = (reached - at_bottom * share) / (1 - share)
+        self._reached = np.array([elsewhere, at_bottom])
 
     def reached(self, key: NDArray[np.uint64], input: Integers, golden: Floats) -> NDArray[np.bool_]:
         """In which inferences [n] the output is wrong at all.
@@ -239,12 +245,14 @@ class PermanentSampler:
         self._errors = errors
         if errors is None:
             return
-        self._behaviour_shares = _shares([channel.count for channel in errors.channels])
+        self._bottom = output.bottom_shares()
+        self._behaviours = _by_clamp_class(errors)
+        bottoms = [channel.values_at_bottom for channel in errors.channels]
         counts = [(Counter(channel.changes), Counter(channel.changes_at_bottom)) for channel in errors.channels]
         self._wrong = np.array(
             [
-                _by_clamp((some + low).total() / channel.values, low.total() / channel.values, errors.at_bottom)
-                for channel, (some, low) in zip(errors.channels, counts, strict=True)
+                (some.total() / max(channel.values - bottom, 1), low.total() / max(bottom, 1))
+                for channel, bottom, (some, low) in zip(errors.channels, bottoms, counts, strict=True)
             ]
         ).reshape(-1, 2)
         self._changes = [
@@ -267,6 +275,19 @@ class PermanentSampler:
             return np.zeros(0, np.int64), np.zeros(0, np.int64)
         return self._places[number]
 
+    def _behaviour(self, key: np.uint64, channels: Integers, positions: Integers) -> Integers:
+        """How the values of each of ``channels`` behave, among what was seen of channels as often clamped."""
+        channel, position = np.repeat(channels, len(positions)), np.tile(positions, len(channels))
+        bottom = self._bottom[self.output.shape.join(channel, position)].reshape(len(channels), -1)
+        classes = clamp_class(bottom.sum(axis=1), np.array(len(positions)))
+        uniform = draws.uniform(key, channels, _LANES["behaviour"])
+        found = np.zeros(len(channels), np.int64)
+        for number in np.unique(classes).tolist():
+            which, shares = self._behaviours[number]
+            here = classes == number
+            found[here] = which[np.searchsorted(shares, uniform[here])]
+        return found
+
     def values(self, key: np.uint64, input: Integers, golden: Floats) -> Floats:
         """The values [inferences, elements] of one layer; those that are right are as they were.
 
@@ -280,7 +301,7 @@ class PermanentSampler:
         if self._errors is None or not self._errors.reached or not golden.size:
             return values
         key = draws.words(key, self._stream)[()]
-        behaviour = np.searchsorted(self._behaviour_shares, draws.uniform(key, channels, _LANES["behaviour"]))
+        behaviour = self._behaviour(key, channels, positions)
         behaviour = np.repeat(behaviour, len(positions))
         of_inference = draws.words(key, input)
         reached = draws.uniform(of_inference, 0, _LANES["reached"]) < self._errors.reached / self._errors.inferences
@@ -297,20 +318,22 @@ class PermanentSampler:
         return values
 
 
-def _by_clamp(wrong: float, wrong_at_bottom: float, share: float) -> Floats:
-    """P(wrong | not at the lower clamp) and P(wrong | at it), by Bayes' rule; what one cannot take, the other does.
+def _by_clamp_class(errors: LayerErrors) -> list[tuple[Integers, Floats]]:
+    """For each class of channels by their values at the lower clamp: which behaviours, and their running shares.
 
-    Args:
-        wrong: P(wrong).
-        wrong_at_bottom: P(wrong and at the clamp).
-        share: P(at the clamp).
+    Where none was seen in a class, those of the nearest class that has some.
     """
-    at_bottom, elsewhere = wrong, wrong
-    if 0 < share < 1:
-        elsewhere = min(1.0, (wrong - wrong_at_bottom) / (1 - share))
-        at_bottom = min(1.0, (wrong - elsewhere * (1 - share)) / share)
-        elsewhere = (wrong - at_bottom * share) / (1 - share)
-    return np.array([elsewhere, at_bottom])
+    values, bottom, count = (
+        np.array([getattr(channel, name) for channel in errors.channels])
+        for name in ("values", "values_at_bottom", "count")
+    )
+    known = clamp_class(bottom, values)
+    found = []
+    for wanted in range(CLAMP_CLASSES if len(known) else 0):
+        nearest = known[np.argmin(np.abs(known - wanted))]
+        which = np.flatnonzero(known == nearest)
+        found.append((which, _shares(count[which])))
+    return found
 
 
 class _Choice:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,6 +46,7 @@ class LayerOutput:
         high: the largest.
         at_bottom: the share of fault-free values at the bottom.
         quantised: whether values are whole numbers of steps.
+        at_bottom_by_element: [elements] the same share for each element, where it is known.
     """
 
     shape: LayerShape
@@ -56,17 +57,28 @@ class LayerOutput:
     high: float
     at_bottom: float
     quantised: bool
+    at_bottom_by_element: Floats | None = field(default=None, compare=False, repr=False)
 
     @classmethod
     def observed(cls, values: NDArray, shape: LayerShape, fmt: NumberFormat) -> LayerOutput:
         """From the fault-free values [inputs, ...] of many inputs; see :meth:`of_range`."""
         values = values.astype(np.float64)
         low, high = float(np.min(values, initial=np.inf)), float(np.max(values, initial=-np.inf))
-        return cls.of_range(shape, fmt, low, high, float(np.mean(values == low)), float(np.mean(values == high)))
+        by_element = np.mean(values == low, axis=0).ravel()
+        return cls.of_range(
+            shape, fmt, low, high, float(np.mean(values == low)), float(np.mean(values == high)), by_element
+        )
 
     @classmethod
     def of_range(
-        cls, shape: LayerShape, fmt: NumberFormat, low: float, high: float, at_low: float, at_high: float
+        cls,
+        shape: LayerShape,
+        fmt: NumberFormat,
+        low: float,
+        high: float,
+        at_low: float,
+        at_high: float,
+        at_low_by_element: Floats | None = None,
     ) -> LayerOutput:
         """From the range of its fault-free values.
 
@@ -80,6 +92,7 @@ class LayerOutput:
             high: the largest.
             at_low: the share of values that are the smallest.
             at_high: the share of values that are the largest.
+            at_low_by_element: [elements] how often each element is the smallest, where that is known.
 
         Raises:
             FaultError: when the range is not finite, as where there are no values.
@@ -100,7 +113,14 @@ class LayerOutput:
             high=high,
             at_bottom=at_low if bottom == low else 0.0,
             quantised=quantised,
+            at_bottom_by_element=at_low_by_element if bottom == low else None,
         )
+
+    def bottom_shares(self) -> Floats:
+        """[elements]: how often each element is at the bottom; as often as any where that is not known."""
+        if self.at_bottom_by_element is None:
+            return np.full(self.shape.elements, self.at_bottom)
+        return self.at_bottom_by_element
 
     def changes(self, golden: Floats, faulty: Floats) -> Integers:
         """The change of each wrong value [n] as a code: sign, octave, whether it was cut short; or not finite."""

@@ -194,7 +194,7 @@ def sites(runner: Runner, outputs: Iterable[Output]) -> Iterator[ErrorOutput]:
     """
     scaled = (output for output in outputs if not isinstance(output.format, Affine) or output.format.scale.ndim == 0)
     candidates = [output for output in scaled if output.value_shape]
-    ranges = {output.place: _Range() for output in candidates}
+    ranges = {output.place: _Range(output.batch_axis) for output in candidates}
 
     def watch(event: Event) -> None:
         if event.place in ranges and event.tensor is not None:
@@ -213,32 +213,41 @@ def sites(runner: Runner, outputs: Iterable[Output]) -> Iterator[ErrorOutput]:
 
 
 class _Range:
-    """The range of values, and how many lie at its ends."""
+    """The range of values, how many lie at its ends, and how often each element lies at the lower one."""
 
-    def __init__(self) -> None:
+    def __init__(self, batch_axis: int) -> None:
         self._ends = {"low": (np.inf, 0), "high": (-np.inf, 0)}
-        self._values = 0
+        self._batch_axis = batch_axis
+        self._low: Tensor | None = None
+        self._values = self._inputs = 0
 
     def add(self, tensor: Tensor) -> None:
         values = tensor.dequantize() if tensor.is_quantized else tensor
         lowest, highest = (float(end) for end in torch.aminmax(values.double()))
         self._values += values.numel()
+        self._inputs += values.shape[self._batch_axis]
         for name, end, beyond in (
             ("low", lowest, lowest < self._ends["low"][0]),
             ("high", highest, highest > self._ends["high"][0]),
         ):
-            count = int((values == end).sum())
+            at_end = values == end
+            count = int(at_end.sum())
             before, counted = self._ends[name]
-            if beyond:
-                self._ends[name] = end, count
-            elif end == before:
-                self._ends[name] = before, counted + count
+            if not beyond and end != before:
+                continue
+            self._ends[name] = end, count if beyond else counted + count
+            if name == "low":
+                by_element = at_end.sum(dim=self._batch_axis).flatten().cpu()
+                self._low = by_element if beyond or self._low is None else self._low + by_element
 
     def known(self, shape: LayerShape, output: Output) -> LayerOutput | None:
         (low, at_low), (high, at_high) = self._ends["low"], self._ends["high"]
-        if not (np.isfinite(low) and np.isfinite(high)):
+        if not (np.isfinite(low) and np.isfinite(high)) or self._low is None:
             return None
-        return LayerOutput.of_range(shape, output.format, low, high, at_low / self._values, at_high / self._values)
+        by_element = self._low.double().numpy() / self._inputs
+        return LayerOutput.of_range(
+            shape, output.format, low, high, at_low / self._values, at_high / self._values, by_element
+        )
 
 
 def regions(spec: SoftwareFault, sites: Sequence[Site]) -> Iterator[Region]:
