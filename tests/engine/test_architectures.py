@@ -11,6 +11,7 @@ from saboteur.campaign.target import Resources
 from saboteur.faults.models import BitFlip
 from saboteur.levels.software.spec import SoftwareFault
 from saboteur.levels.software.target import SoftwareTarget
+from tests.engine.agreement import assert_agree
 from tests.engine.test_scattered import assert_fast
 
 
@@ -108,6 +109,23 @@ def test_states(model: type[nn.Module]) -> None:
     assert_fast(opened(model), [SoftwareFault(where="hidden_state", model=BitFlip(), duration="transient")], 30)
 
 
+class Folded(nn.Module):
+    """Folds time into the axis that counts the inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.each, self.out = nn.Linear(6, 4), nn.Linear(20, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        size, steps, width = x.shape
+        return self.out(torch.relu(self.each(x.reshape(size * steps, width))).view(size, -1))
+
+
+@pytest.mark.parametrize("where", ["parameters", "activations", "operators"])
+def test_folded_axes(where: str) -> None:
+    assert_fast(opened(Folded), [SoftwareFault(where=where, model=BitFlip())], 40)
+
+
 class Counts(nn.Module):
     """Numbers the inputs of a batch, which no input alone tells."""
 
@@ -116,9 +134,10 @@ class Counts(nn.Module):
         self.out = nn.Linear(6, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.out(x[:, 0]) + 1e-3 * torch.arange(x.shape[0])[:, None]
+        return self.out(x[:, 0]) + torch.arange(x.shape[0])[:, None] / 1000
 
 
-def test_outputs_that_depend_on_the_place_in_the_batch_are_noticed() -> None:
+def test_results_that_tell_the_places_in_a_batch_run_the_plain_way() -> None:
     target = opened(Counts)
-    assert "does not tell the inputs apart" in str(target.engine.reason) or target._runner.inputs_interact
+    assert_agree(target, [SoftwareFault(where="weights", model=BitFlip())], 40)
+    assert "arange" in str(target.engine.reason)

@@ -78,7 +78,7 @@ class Block(ABC, Generic[AGroup]):
         self.most_growth = most_growth
         inputs = self.chunk.inputs
         self.radius = torch.from_numpy(self.recorder.radius[inputs.start : inputs.stop])
-        self.proved: list[tuple[Tensor, Tensor, Tensor]] = []
+        self.proved: list[tuple[NDArray, NDArray, NDArray]] = []
 
     def run(self) -> None:
         """Record every awaited pair, or put it off."""
@@ -121,17 +121,19 @@ class Block(ABC, Generic[AGroup]):
     def decide(self, pairs: Pairs, deviation: Deviation) -> Tensor | None:
         """Let go of pairs whose outputs provably, or predictably, move too little, and of those beyond trust."""
         pairs.growth = torch.maximum(pairs.growth, deviation.relative)
-        bound = deviation.bound + self.allowance.of(pairs.row, pairs.growth)
-        proved = bound < self.radius[pairs.row]
-        lost = ~proved & ~((deviation.largest < LARGEST) & (pairs.growth < self.most_growth))
-        kept = ~(proved | lost)
-        kept &= ~self.predicted(pairs, deviation, kept)
-        if bool(kept.all()):
+        row, growth = pairs.row.numpy(), pairs.growth.numpy()
+        bound = deviation.bound.numpy() + self.allowance.of(pairs.row, pairs.growth).numpy()
+        proved = bound < self.radius.numpy()[row]
+        lost = ~proved & ~((deviation.largest.numpy() < LARGEST) & (growth < self.most_growth))
+        open_ = ~(proved | lost)
+        kept = open_ & ~self.predicted(pairs, deviation, open_)
+        if kept.all():
             return None
-        self.proved.append((pairs.trial[proved], pairs.row[proved], bound[proved]))
+        self.proved.append((pairs.trial.numpy()[proved], row[proved], bound[proved]))
         self._put_off(pairs, lost)
-        pairs.keep(kept)
-        return kept
+        chosen = torch.from_numpy(kept)
+        pairs.keep(chosen)
+        return chosen
 
     def go_on(
         self,
@@ -166,19 +168,19 @@ class Block(ABC, Generic[AGroup]):
             if len(part):
                 self.judge(part, outputs)
 
-    def predicted(self, pairs: Pairs, deviation: Deviation, open_: Tensor) -> Tensor:
+    def predicted(self, pairs: Pairs, deviation: Deviation, open_: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """Hand in which of the pairs ``open_`` are predicted to move too little: bool [pairs], by default none."""
-        return torch.zeros(len(pairs), dtype=torch.bool)
+        return np.zeros(len(pairs), bool)
 
     def _hand_in_bounded(self) -> None:
         if self.proved:
-            number, row, bound = (torch.cat(part).numpy() for part in zip(*self.proved, strict=True))
+            number, row, bound = (np.concatenate(part) for part in zip(*self.proved, strict=True))
             self.recorder.bounded(self.group.trial[number], self.inputs_of(row), bound)
             self.proved.clear()
 
-    def _put_off(self, pairs: Pairs, chosen: Tensor) -> None:
-        if bool(chosen.any()):
-            self.replay.add(self.group, pairs.trial[chosen].numpy(), pairs.row[chosen].numpy())
+    def _put_off(self, pairs: Pairs, chosen: NDArray[np.bool_]) -> None:
+        if chosen.any():
+            self.replay.add(self.group, pairs.trial.numpy()[chosen], pairs.row.numpy()[chosen])
 
     def judge(self, pairs: Pairs, outputs: Tensor) -> None:
         """Record outputs that rounding cannot bring to another verdict."""
@@ -188,10 +190,9 @@ class Block(ABC, Generic[AGroup]):
         slack = np.zeros(len(outputs))
         some = finite.numpy()
         slack[some] = self.recorder.slack(inputs[some], outputs.numpy()[some])
-        trusted = torch.from_numpy(slack) > self.allowance.of(pairs.row, pairs.growth)
-        chosen = trusted.numpy()
+        chosen = slack > self.allowance.of(pairs.row, pairs.growth).numpy()
         self.recorder.outputs(self.group.trial[pairs.trial.numpy()[chosen]], inputs[chosen], outputs.numpy()[chosen])
-        self._put_off(pairs, ~trusted)
+        self._put_off(pairs, ~chosen)
 
 
 class NarrowBlock(Block[NarrowGroup]):
@@ -263,13 +264,13 @@ class NarrowBlock(Block[NarrowGroup]):
                 if len(part):
                     self.judge(part, outputs * scale)
 
-    def predicted(self, pairs: Pairs, deviation: Deviation, open_: Tensor) -> Tensor:
+    def predicted(self, pairs: Pairs, deviation: Deviation, open_: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """Hand in which of the pairs ``open_`` are predicted to move too little, but for those under audit."""
-        screened = torch.zeros(len(pairs), dtype=torch.bool)
+        screened = np.zeros(len(pairs), bool)
         if self._prediction is None or not deviation.sizes:
             return screened
         places = [self._places.get(node) for node in deviation.sizes]
-        chosen = torch.nonzero(open_).flatten().numpy()
+        chosen = np.flatnonzero(open_)
         trial, inputs = self.group.trial[pairs.trial.numpy()[chosen]], self.inputs_of(pairs.row.numpy()[chosen])
         sizes = [size.numpy()[chosen] for size in deviation.sizes.values()]
         decided = self._prediction.hand_in(self.recorder, trial, inputs, places, sizes, deviation.extent)

@@ -275,8 +275,8 @@ class Graph:
 
         Args:
             tensors: the model's arguments for a few inputs.
-            every: whether it has to be so for every result, and not only for the output; results of which it does
-                not, as where time comes first, are not among :attr:`tensors`.
+            every: whether it has to be so for every result, and not only for the output; results of which another axis
+                tells the inputs apart, or the first one together with another, are not among :attr:`tensors`.
 
         Returns:
             The results of all calls.
@@ -305,7 +305,7 @@ class Graph:
             matters = self.varies[node.index] and self.leads_to_output[node.index]
             if not matters or _rows_agree(value, other[node.index], order):
                 self.tensors.add(node.index)
-            elif every or node.index == self.output:
+            elif every or node.index == self.output or not _tells_apart(value, other[node.index], size, order):
                 raise Untraceable(f"{node.call.name}: the first axis of its result does not tell the inputs apart")
         for node in self.nodes:
             repeats = node.call.op in ("placeholder", "get_attr") or same(self.call(node, values), values[node.index])
@@ -402,6 +402,14 @@ def same(one: Any, other: Any) -> bool:
     if isinstance(one, Tensor):
         return bool(((one == other) | ((one != one) & (other != other))).all())
     return one == other
+
+
+def _tells_apart(value: Tensor, other: Tensor, size: int, order: Tensor) -> bool:
+    """Whether some axis tells the ``size`` inputs apart, or the first one, into which another axis is folded."""
+    folds = value.dim() > 0 and value.shape[0] % size == 0 and other.shape[0] % len(order) == 0
+    if folds and _rows_agree(value.reshape(size, -1), other.reshape(len(order), -1), order):
+        return True
+    return any(_rows_agree(value.movedim(axis, 0), other.movedim(axis, 0), order) for axis in range(1, value.dim()))
 
 
 def _rows_agree(value: Tensor, other: Tensor, order: Tensor) -> bool:

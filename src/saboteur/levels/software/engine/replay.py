@@ -20,7 +20,7 @@ from saboteur.outcomes.recorder import Recorder
 _BYTES_TOGETHER = 2**27
 """So much of the largest result of each pair is kept while pairs wait for each other."""
 
-_GLANCED_AT = 64
+_GLANCED_AT = 16
 """So many values of a result tell most results that differ from the fault-free one."""
 
 
@@ -75,7 +75,8 @@ class Replay:
         """Record pairs whose result is the fault-free one again, on which alone all that follows depends."""
         golden, rows = self._chunk.result(cut), torch.from_numpy(row)
         step = max(1, reached[0].numel() // _GLANCED_AT)
-        likely = torch.nonzero(same_bits(reached.flatten(1)[:, ::step], golden.flatten(1)[:, ::step][rows])).flatten()
+        glances = [value.flatten(1)[:, ::step].contiguous() for value in (reached, golden)]
+        likely = torch.nonzero(same_bits(glances[0], glances[1][rows])).flatten()
         if not len(likely):
             return trial, row, reached
         same = torch.zeros(len(row), dtype=torch.bool)
