@@ -364,8 +364,13 @@ def test_json_is_read_as_well(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("a: [", "not valid YAML"),
-        ("title: x\n", "begins with saboteur_error_model: 1"),
-        ("saboteur_error_model: 2\ntitle: x\nprofiles: []\n", "saboteur_error_model"),
+        ("title: x\n", "begins with saboteur_error_model: 1 or 2"),
+        ("saboteur_error_model: 1\ntitle: x\nprofiles: []\n", "profiles: there are none"),
+        (
+            "saboteur_error_model: 3\ntitle: x\nlike_nothing_before: []\n",
+            "yaml: model: saboteur_error_model: 3 is no version of the file that this release of Saboteur reads, 1",
+        ),
+        ("saboteur_error_model: new\ntitle: x\nprofiles: []\n", "'new' is no version"),
         ("saboteur_error_model: 1\ntitle: x\nprofiles: []\nextra: 1\n", "extra"),
         (
             "saboteur_error_model: 1\ntitle: x\nprofiles:\n- {component: acc, shape: vector, population: 1, "

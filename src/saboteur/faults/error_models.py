@@ -537,7 +537,7 @@ def learn_permanent(
         golden, faulty = (found[name].to_numpy().astype(np.float64) for name in ("golden", "faulty"))
         number, position = (found[name].to_numpy().astype(np.int64) for name in ("input", "position"))
         wrong = golden != faulty
-        observed[layer] = Observed(*(column[wrong] for column in (row[here], number, position, golden, faulty)))
+        observed[layer] = Observed(row[here][wrong], number[wrong], position[wrong], golden[wrong], faulty[wrong])
         if layer in outputs:
             _need_inside(observed[layer].position, layer, outputs[layer].shape)
     kinds = pa.table({"component": met.component, "fault": met.fault, "inferences": met.inferences})

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -228,8 +228,9 @@ def profiles(
     number = {kind: i for i, kind in enumerate(kinds)}
     kind = np.array([number[pair] for pair in zip(*(column.tolist() for column in names), strict=True)])
     found: list[list[LayerErrors]] = [[] for _ in kinds]
+    nothing, no_values = np.zeros(0, np.int64), np.zeros(0, np.float64)
     for layer, output in outputs.items():
-        rows = observed.get(layer, Observed(*(np.zeros(0, np.int64),) * 3, *(np.zeros(0),) * 2))
+        rows = observed.get(layer, Observed(nothing, nothing, nothing, no_values, no_values))
         for i, errors in _in_layer(layer, output, rows, places, kind, inferences):
             found[i].append(errors)
     return tuple(
@@ -360,8 +361,8 @@ def _alike(
     shape = touched.shape
     at = rows.trial * shape[1] + channel
 
-    def total(weights: NDArray | None = None) -> Floats:
-        return np.bincount(at, weights, shape[0] * shape[1]).reshape(shape)
+    def total(weights: NDArray[Any] | None = None) -> Floats:
+        return np.bincount(at, weights, shape[0] * shape[1]).astype(np.float64).reshape(shape)
 
     wrong = total()
     some = np.maximum(wrong, 1)

@@ -300,7 +300,7 @@ class PermanentSampler:
         values = golden.copy()
         if self._errors is None or not self._errors.reached or not golden.size:
             return values
-        key = draws.words(key, self._stream)[()]
+        key = np.uint64(draws.words(key, self._stream))
         behaviour = self._behaviour(key, channels, positions)
         behaviour = np.repeat(behaviour, len(positions))
         of_inference = draws.words(key, input)
@@ -332,7 +332,7 @@ def _by_clamp_class(errors: LayerErrors) -> list[tuple[Integers, Floats]]:
     for wanted in range(CLAMP_CLASSES if len(known) else 0):
         nearest = known[np.argmin(np.abs(known - wanted))]
         which = np.flatnonzero(known == nearest)
-        found.append((which, _shares(count[which])))
+        found.append((which, _shares(count[which].tolist())))
     return found
 
 
