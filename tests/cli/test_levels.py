@@ -79,6 +79,31 @@ def test_learn_and_inject(saboteur, tmp_path: Path):
     assert saboteur("levels", "rtl=rtl", "model=software").exit_code == 0
 
 
+def test_learn_and_inject_permanent_faults(saboteur, tmp_path: Path):
+    rtl = ACCELERATOR.replace("bit_flip, duration: transient", "stuck_at, duration: permanent")
+    (tmp_path / "rtl.yaml").write_text(rtl.replace("n: 300, stratify: layer", "n: 90, stratify: component"))
+    assert saboteur("run", "rtl.yaml", "--no-report", "--store", "rtl").exit_code == 0
+    shown = saboteur("learn", "rtl", "array.yaml")
+    assert shown.exit_code == 0, shown.output
+    assert "upsets, permanent, from 90 faults" in shown.stdout
+    assert (tmp_path / "array.yaml").read_text().startswith("saboteur_error_model: 2\n")
+    assert "repeats: {positions: 4, channels: 4}" in (tmp_path / "array.yaml").read_text()
+    software = (
+        ACCELERATOR.replace("n: 300", "n: 90")
+        .replace("accelerator", "pytorch")
+        .replace(", array: output_stationary, rows: 4, cols: 4", "")
+    )
+    faults = "{where: outputs, model: {kind: error_model, file: array.yaml}, duration: permanent, layers: [conv*, fc]}"
+    software = software.replace("{where: flip_flops, model: bit_flip, duration: transient}", faults)
+    (tmp_path / "software.yaml").write_text(software)
+    ran = saboteur("run", "software.yaml", "--no-report", "--store", "software")
+    assert ran.exit_code == 0, ran.output
+    compared = saboteur("levels", "rtl=rtl", "model=software", "--unit", "inferences", "--json")
+    assert [row["layer"] for row in json.loads(compared.stdout)["rows"]] == ["array", "all layers"] * 2
+    (tmp_path / "software.yaml").write_text(software.replace("duration: permanent", "duration: transient"))
+    assert "was not learned from such faults" in saboteur("run", "software.yaml").stderr
+
+
 def test_only_accelerators_can_be_learned_from(saboteur, toy_file):
     saboteur("run", toy_file(), "--no-report", "--store", "a")
     assert "does not tell what a fault does to the output of a layer" in saboteur("learn", "a", "a.yaml").stderr

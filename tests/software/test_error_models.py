@@ -16,7 +16,8 @@ from saboteur.campaign.target import FaultSpec
 from saboteur.errors import CampaignError, FaultError
 from saboteur.faults import BitFlip
 from saboteur.faults.error_models import Change, ErrorModel, PatternErrors, Profile, Spread
-from saboteur.faults.error_sampling import Sampler
+from saboteur.faults.error_permanent import ChannelErrors, LayerErrors, PermanentProfile, Place, Repeats
+from saboteur.faults.error_sampling import PermanentErrors, PermanentSampler, Sampler
 from saboteur.faults.space import Faults, FaultSpace
 from saboteur.levels.software import injection
 from saboteur.levels.software.spec import SoftwareFault
@@ -218,6 +219,113 @@ def test_a_float_network_is_off_by_steps_of_its_range() -> None:
     assert 64 / 255 <= share <= 128 / 255
 
 
+def stuck(component: str, population: int, layers: tuple[str, ...] = ("conv1", "conv2", "fc")) -> PermanentProfile:
+    """Column 3 of an array of 8 × 8 and what is right of it, in row 0 or 5, or nowhere."""
+    return PermanentProfile(
+        component=component,
+        fault="stuck_at bit 6 (1)",
+        population=population,
+        faults=10,
+        repeats=Repeats(positions=8, channels=8),
+        places=(Place(channels="3-7", positions="0", count=4), Place(channels="3-7", positions="5", count=4)),
+        layers=tuple(
+            LayerErrors(
+                layer=layer,
+                shape="vector" if layer == "fc" else "small_map",
+                inferences=100,
+                reached=90,
+                channels=(ChannelErrors(count=2, values=100, changes={"+2^6": 50, "-2^5": 20}),),
+            )
+            for layer in layers
+        ),
+    )
+
+
+PERMANENT = ErrorModel(title="stuck", permanent=(stuck("acc", 300), stuck("b", 100)))
+STUCK = SoftwareFault(where="outputs", model=PERMANENT, duration="permanent", layers=("conv*", "fc"))
+
+
+class TestPermanentErrorsOfAModel(TestErrorsOfAModel):
+    def specs(self) -> list[FaultSpec]:
+        return [STUCK, STUCK.model_copy(update={"duration": "intermittent", "activity": 0.5}), SPEC]
+
+
+def test_one_permanent_fault_acts_in_every_layer() -> None:
+    """A run by hand, with what the sampler of each layer draws put in, gives the same network output.
+
+    The place is the same in each layer and inference: in row 0 the last layer, which has one position, is reached too.
+    """
+    loaded, target = workloads.load("digits-cnn-int8"), open_target()
+    space = target.space([STUCK])
+    assert [(r.layer, r.component, r.duration, r.steps) for r in space.regions] == [
+        ("array", "acc", "permanent", 1),
+        ("array", "b", "permanent", 1),
+    ]
+    assert space.regions[0].size == 3 * space.regions[1].size
+    faults = draw_faults(space, 30)
+    found, golden, rows = injected(target, space, faults), target.golden().outputs, []
+    for trial in range(faults.trials):
+        model = space.regions[faults.region[trial]].model
+        assert isinstance(model, PermanentErrors)
+        (key,) = model.key("array", faults.element[[trial]], faults.variant[[trial]])
+        hooks, places = [], {}
+        for layer in ("conv1", "conv2", "fc"):
+            sampler = PermanentSampler(model.profile, layer, target._site(f"{layer}:errors").known)
+            places[layer] = sampler.elements(key)
+
+            def put(
+                module: nn.Module, args: tuple, output: torch.Tensor, sampler=sampler, elements=places[layer], key=key
+            ) -> torch.Tensor:
+                flat = output.clone().reshape(len(output), -1)
+                before = flat[:, elements].numpy().astype(float)
+                after = sampler.values(key, np.arange(len(output)), before)
+                flat[:, elements] = torch.from_numpy(after).to(torch.int8)
+                return flat.reshape(output.shape)
+
+            hooks.append(loaded.model.get_submodule(layer).register_forward_hook(put))
+        with torch.no_grad():
+            outputs = loaded.model(loaded.inputs[:30]).numpy()
+        for hook in hooks:
+            hook.remove()
+        for input in range(30):
+            expected = found.get((trial, input), np.array(golden[input], float).tobytes())
+            assert np.array(outputs[input], float).tobytes() == expected
+        if len(places["conv2"]):
+            assert set(places["conv2"] // 64) == {3, 4, 5, 6, 7, 11, 12, 13, 14, 15}
+            (row,) = set(places["conv1"] % 8)
+            assert set(places["conv2"] % 8) == {row}
+            assert places["fc"].tolist() == ([3, 4, 5, 6, 7] if row == 0 else [])
+            rows.append(row)
+    assert set(rows) == {0, 5} and len(rows) < 30
+
+
+def test_an_intermittent_error_acts_in_its_share_of_inferences() -> None:
+    target = open_target(inputs=100)
+    one = PERMANENT.model_copy(update={"permanent": (stuck("acc", 1).model_copy(update={"faults": 8}),)})
+    spec = STUCK.model_copy(update={"model": one, "duration": "intermittent", "activity": 0.3, "layers": ("conv1",)})
+    space = target.space([spec])
+    recorder = Recorder(target.golden(), [Sdc1()], 40)
+    target.inject(space, draw_faults(space, 40), recorder)
+    changed = 1 - recorder.table()["identical"].to_numpy().sum() / 4000
+    assert changed == pytest.approx(0.3 * 0.9, abs=0.04)
+
+
+def test_permanent_errors_of_another_network_keep_to_the_tiles() -> None:
+    """On a network with other layers the array of the same size is met again after as many channels."""
+    loaded = workloads.load("digits-lenet7-int8")
+    target = SoftwareTarget(loaded.model, loaded.inputs[:8], loaded.labels[:8])
+    space = target.space([STUCK.model_copy(update={"model": PERMANENT.by_shape(), "layers": ("conv2", "fc1")})])
+    sampler = PermanentSampler(space.regions[0].model.profile, "conv2", target._site("conv2:errors").known)
+    shape = target._site("conv2:errors").known.shape
+    reached = [sampler.elements(np.uint64(key)) for key in range(20)]
+    places = [shape.split(elements) for elements in reached if len(elements)]
+    assert {tuple(np.unique(channel % 8)) for channel, _ in places} == {(3, 4, 5, 6, 7)}
+    assert {tuple(np.unique(position % 8)) for _, position in places} == {(0,), (5,)}
+    recorder = Recorder(target.golden(), [Sdc1()], 10)
+    target.inject(space, draw_faults(space, 10), recorder)
+    assert recorder.table()["invalid"].null_count == 10
+
+
 CAMPAIGN = """
 name: errors
 target: {{kind: pytorch, workload: digits-cnn-int8, inputs: 20}}
@@ -245,7 +353,11 @@ def test_a_campaign_file_names_the_model_and_keeps_its_content(tmp_path: Path) -
     [
         ({"where": "activations"}, "where: outputs takes an error_model and nothing else does, not error_model"),
         ({"model": BitFlip()}, "where: outputs takes an error_model and nothing else does, not bit_flip"),
-        ({"duration": "permanent"}, "use transient"),
+        (
+            {"duration": "permanent"},
+            "duration: 'permanent'; the error model 'by hand' was not learned from such faults",
+        ),
+        ({"model": PERMANENT}, "duration: 'transient'; .* use permanent or intermittent"),
         ({"granularity": "channel"}, "granularity"),
     ],
 )

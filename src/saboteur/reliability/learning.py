@@ -49,15 +49,16 @@ def learn_from(results: Results, title: str | None = None) -> ErrorModel:
             "target accelerator does"
         )
     if results.campaign.multiple:
+        field = "simultaneous" if results.campaign.bit_error_rate is None else "bit_error_rate"
         raise CampaignError(
-            "multiple: several faults in a trial; an error model is learned from trials of one fault, which may change "
+            f"{field}: several faults in a trial; an error model is learned from trials of one fault, which may change "
             "several bits of a word: {kind: bit_flip, count: 2}"
         )
     regions = results.space.regions
     if any(region.duration == "intermittent" for region in regions):
         raise CampaignError(
-            "duration: intermittent; an error model is learned from transient or permanent faults, and one of permanent "
-            "faults can be injected with duration: intermittent"
+            "duration: intermittent; an error model is learned from transient or permanent faults, and that of "
+            "permanent ones can be injected as intermittent"
         )
     permanent = np.array([region.duration == "permanent" for region in regions])
     layer, component = (np.array([getattr(region, name) for region in regions]) for name in ("layer", "component"))
@@ -138,7 +139,7 @@ def _populations(regions: Iterable[Region]) -> dict[tuple[str, str], int]:
 
 
 def _kinds(space: FaultSpace, region: NDArray[np.int32], variant: NDArray[np.int64]) -> NDArray:
-    """What each fault is called among those of its component: model, bit, and which of the model's faults of that bit."""
+    """What each fault is called among those of its component: model, bit, which of the model's faults of that bit."""
     found = np.full(len(region), "", object)
     for number in np.unique(region).tolist():
         names, rows = _names(space.regions[number]), region == number

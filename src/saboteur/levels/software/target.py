@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from saboteur.campaign.target import FaultSpec, Resources, Target
 from saboteur.errors import FaultError, TargetError, near
 from saboteur.faults.error_models import ErrorModel
+from saboteur.faults.error_sampling import ComponentErrors
 from saboteur.faults.error_values import LayerOutput
 from saboteur.faults.formats import Affine, NumberFormat, number_format
 from saboteur.faults.space import Faults, FaultSpace, Region
@@ -248,7 +249,7 @@ class SoftwareTarget(Target):
 
     def stored(self, region: Region) -> tuple[NDArray, NumberFormat]:
         """The fault-free words [elements] of a parameter or buffer, and their lined-up format."""
-        site = self._site(region.site)
+        site = None if isinstance(region.model, ComponentErrors) else self._site(region.site)
         if not isinstance(site, Memory):
             return super().stored(region)
         return site.words(), site.format_at(np.arange(region.elements))
