@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -112,7 +113,7 @@ def test_without_a_tile_a_fault_does_not_repeat_within_a_layer() -> None:
 
 
 def test_learning_needs_known_trials_layers_and_positions() -> None:
-    def learning(row: tuple, **changes: object) -> ErrorModel:
+    def learning(row: tuple, **changes: Any) -> ErrorModel:
         return learn_permanent(table([row]), TRIALS, {"conv": OUTPUT}, "t", **changes)
 
     with pytest.raises(FaultError, match="trial 5 is not among"):
@@ -127,9 +128,9 @@ def test_learning_needs_known_trials_layers_and_positions() -> None:
         learn_permanent(table([]), TRIALS.drop_columns(["component"]), {}, "t")
 
 
-def profile(**changes: object) -> PermanentProfile:
+def profile(**changes: Any) -> PermanentProfile:
     """Channel 1 of 3, or channels 0 and 2; in the map every second position or all."""
-    common = {
+    common: dict[str, Any] = {
         "component": "acc",
         "fault": "bit 3",
         "population": 64,
