@@ -366,6 +366,22 @@ def test_wrong_specs_are_refused(changes: dict, message: str) -> None:
         SoftwareFault(**({"where": "outputs", "model": MODEL, "duration": "transient"} | changes))
 
 
+def test_campaigns_of_version_1_keep_their_ids(tmp_path: Path) -> None:
+    (tmp_path / "one.yaml").write_text(
+        "saboteur_error_model: 1\ntitle: old\nprofiles:\n- {component: acc, shape: vector, population: 5, "
+        "inferences: 4, patterns: [{pattern: single, spreads: [{count: 1}], changes: [{change: top, count: 1}]}]}\n"
+    )
+    faults = {
+        "where": "outputs",
+        "model": {"kind": "error_model", "file": str(tmp_path / "one.yaml")},
+        "duration": "transient",
+        "layers": ["conv1"],
+    }
+    target = {"kind": "pytorch", "workload": "digits-cnn-int8", "inputs": 20}
+    campaign = {"name": "m", "target": target, "faults": faults, "sampling": {"kind": "fixed", "n": 30}}
+    assert Campaign.read(campaign).identity("f") == "c1-e8a8ab573dd01e98"
+
+
 def test_the_file_lies_beside_the_campaign(tmp_path: Path) -> None:
     MODEL.write(tmp_path / "array.yaml")
     (tmp_path / "campaign.yaml").write_text(CAMPAIGN.format(file="array.yaml"), encoding="utf-8")

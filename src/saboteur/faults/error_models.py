@@ -23,7 +23,15 @@ from typing import Annotated, Any, ClassVar
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from pydantic import Field, GetJsonSchemaHandler, ValidationError, ValidationInfo, model_validator
+from pydantic import (
+    Field,
+    GetJsonSchemaHandler,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    ValidationInfo,
+    model_serializer,
+    model_validator,
+)
 from pydantic_core import CoreSchema
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
@@ -252,6 +260,14 @@ class ErrorModel(FaultModel):
             if count > 1:
                 raise ValueError(f"permanent: {component} {fault} has {count} profiles")
         return self
+
+    @model_serializer(mode="wrap")
+    def _as_in_version_1(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without permanent faults as version 1 had it, so that campaigns keep their ids."""
+        content = handler(self)
+        if not self.permanent:
+            content.pop("permanent", None)
+        return content
 
     @classmethod
     def read(
