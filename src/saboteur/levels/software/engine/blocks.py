@@ -93,7 +93,7 @@ class Block(ABC, Generic[AGroup]):
                 for place in range(0, len(number), some):
                     self.simulate(number[place : place + some], row[place : place + some])
             else:
-                self.replay.add(self.group, number, row)
+                self.replay.add(self.group, number, row, may_settle=True)
             self._hand_in_bounded()
 
     def open(self, number: NDArray, row: NDArray) -> tuple[NDArray, NDArray]:
@@ -295,7 +295,7 @@ class PlainBlock(Block[Group]):
 
     def simulate(self, number: NDArray, row: NDArray) -> None:
         """Put all off."""
-        self.replay.add(self.group, number, row)
+        self.replay.add(self.group, number, row, may_settle=True)
 
 
 class WholeBlock(Block[Group]):

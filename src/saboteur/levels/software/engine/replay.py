@@ -38,13 +38,24 @@ class Replay:
         largest = max(value[0].nbytes for value in chunk.values.values())
         self._most = max(1, _BYTES_TOGETHER // largest)
         self._waiting: list[tuple[Group, NDArray[np.int64], NDArray[np.int64]]] = []
+        self._may_settle = False
 
-    def add(self, group: Group, number: NDArray[np.int64], row: NDArray[np.int64]) -> None:
-        """Take in pairs: the number of the trial in its group, and the input counted from the chunk's first."""
+    def add(
+        self, group: Group, number: NDArray[np.int64], row: NDArray[np.int64], *, may_settle: bool = False
+    ) -> None:
+        """Take in pairs.
+
+        Args:
+            group: their trials.
+            number: int64 [n], each trial by its place in the group.
+            row: int64 [n], the input counted from the chunk's first.
+            may_settle: whether results may well become the fault-free ones again, so that it pays to look.
+        """
         order = np.argsort(number, kind="stable")
         for first in range(0, len(order), self._most):
             part = order[first : first + self._most]
             self._waiting.append((group, number[part], row[part]))
+            self._may_settle |= may_settle
             if sum(len(some) for _, some, _ in self._waiting) >= self._most:
                 self.run()
 
@@ -63,11 +74,13 @@ class Replay:
                 trial, row = np.concatenate([trial, group.trial[number]]), np.concatenate([row, rows])
             if results:
                 reached = torch.cat(results)
-                trial, row, reached = self._without_golden(cut, trial, row, reached)
+                if self._may_settle:
+                    trial, row, reached = self._without_golden(cut, trial, row, reached)
                 trial, row, reached = self._without_absorbed(cut, trial, row, reached)
             before = cut
         if reached is not None and len(trial):
             self._recorder.outputs(trial, row + self._chunk.inputs.start, reached.cpu().numpy())
+        self._may_settle = False
 
     def _without_golden(
         self, cut: int, trial: NDArray[np.int64], row: NDArray[np.int64], reached: Tensor
