@@ -299,6 +299,15 @@ def _fault_free() -> Iterator[None]:
         raise TargetError(f"model: fails without any fault: {error}") from error
 
 
+@contextmanager
+def differentiable() -> Iterator[None]:
+    """A context within :meth:`Runner.prepared` in which what is computed can be differentiated."""
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        yield
+
+
 def input_place(position: int, count: int) -> str:
     """How the model's argument at ``position`` is called as a place: ``input``, or ``input0``, ``input1`` ..."""
     return "input" if count == 1 else f"input{position}"

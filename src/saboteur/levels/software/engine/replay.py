@@ -40,9 +40,7 @@ class Replay:
         self._waiting: list[tuple[Group, NDArray[np.int64], NDArray[np.int64]]] = []
         self._may_settle = False
 
-    def add(
-        self, group: Group, number: NDArray[np.int64], row: NDArray[np.int64], *, may_settle: bool = False
-    ) -> None:
+    def add(self, group: Group, number: NDArray[np.int64], row: NDArray[np.int64], *, may_settle: bool = False) -> None:
         """Take in pairs.
 
         Args:

@@ -19,7 +19,6 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 
 import torch
@@ -29,6 +28,7 @@ from saboteur.levels.software.engine import forms
 from saboteur.levels.software.engine.golden import Chunk
 from saboteur.levels.software.engine.graph import Graph, Values
 from saboteur.levels.software.engine.operators import Adding, Linear, Mixing, Operator, Pointwise, Scaling
+from saboteur.levels.software.runner import differentiable
 
 log = logging.getLogger(__name__)
 
@@ -139,7 +139,7 @@ class Rounding:
         if not operators:
             return
         try:
-            with _differentiable():
+            with differentiable():
                 values = _run(graph, [tensor.clone() for tensor in tensors])
                 run = {i: value.detach() if isinstance(value, Tensor) else value for i, value in values.items()}
                 roundings = list(_roundings(graph, operators, run))
@@ -305,11 +305,3 @@ def _by_channel(values: Tensor) -> Tensor:
 
 def _norms(values: Tensor) -> Tensor:
     return torch.linalg.vector_norm(values.flatten(1), dim=1).double().cpu()
-
-
-@contextmanager
-def _differentiable() -> Iterator[None]:
-    with ExitStack() as stack:
-        stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(torch.enable_grad())
-        yield

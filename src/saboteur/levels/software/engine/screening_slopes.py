@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
@@ -30,7 +30,7 @@ from torch.nn import functional
 
 from saboteur.levels.software.engine.suffix import Extent
 from saboteur.levels.software.flow import Event, named_modules, tapped
-from saboteur.levels.software.runner import Runner, input_place
+from saboteur.levels.software.runner import Runner, differentiable, input_place
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -213,7 +213,7 @@ class Slopemeter:
     def measure(self, batch: range) -> dict[str, list[Slopes]]:
         """The slopes of each place, call by call, for the images of ``batch``."""
         index = torch.arange(batch.start, batch.stop)
-        with _differentiable():
+        with differentiable():
             outputs, calls = self._forward(index)
             steepest = self._steepest(outputs, calls)
             measured: dict[str, list[Slopes]] = defaultdict(list)
@@ -244,7 +244,7 @@ class Slopemeter:
         """
         few, more = (torch.arange(size) % self._runner.inputs for size in (2, 3))
         found: dict[str, str] = {}
-        with _differentiable(), _requiring_gradients(self._tensors()):
+        with differentiable(), _requiring_gradients(self._tensors()):
             _, first = self._forward(few)
             outputs, calls = self._forward(more)
             numbers = Counter(call.place for call in first), Counter(call.place for call in calls)
@@ -341,14 +341,6 @@ def _array(tensor: Tensor) -> NDArray[np.float32]:
 def _gradients(scalar: Tensor, of: list[Tensor]) -> list[Tensor]:
     found = torch.autograd.grad(scalar, of, retain_graph=True, allow_unused=True)
     return [torch.zeros_like(t) if gradient is None else gradient for t, gradient in zip(of, found, strict=True)]
-
-
-@contextmanager
-def _differentiable() -> Iterator[None]:
-    with ExitStack() as stack:
-        stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(torch.enable_grad())
-        yield
 
 
 @contextmanager
