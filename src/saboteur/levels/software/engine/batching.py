@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,6 +56,22 @@ class Batching:
             if all(_come_out(graph, values, tensors, order[:size]) for order in orders)
         )
 
+    def run(
+        self, row: NDArray[np.int64], compute: Callable[[NDArray[np.int64]], Tensor], *, at_their_places: bool = False
+    ) -> Tensor:
+        """What a computation gives for each pair: [pairs, ...].
+
+        Args:
+            row: int64 [pairs], the input of each.
+            compute: gives the results for a batch, told which pair lies at each of its places: int64 [batch size].
+            at_their_places: as in :meth:`parts`.
+        """
+        results, order = [], []
+        for part in self.parts(row, at_their_places=at_their_places):
+            results.append(compute(part.filled)[torch.from_numpy(part.place)])
+            order.append(part.chosen)
+        return in_order(results, order)
+
     def parts(self, row: NDArray[np.int64], *, at_their_places: bool = False) -> Iterator[Part]:
         """Batches that together hold each pair once, given the input of each.
 
@@ -86,6 +102,13 @@ class Batching:
             filled = np.full(self.size, chosen[0])
             filled[place[chosen]] = chosen
             yield Part(chosen, place[chosen], filled)
+
+
+def in_order(results: Sequence[Tensor], order: Sequence[NDArray[np.int64]]) -> Tensor:
+    """Results that were computed in parts, given where each of their rows belongs."""
+    if len(results) == 1 and (np.diff(order[0]) == 1).all():
+        return results[0]
+    return torch.cat(list(results))[torch.from_numpy(np.argsort(np.concatenate(order)))]
 
 
 def _come_out(graph: Graph, values: Values, tensors: list[Tensor], order: Tensor) -> bool:

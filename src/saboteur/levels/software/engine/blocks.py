@@ -25,16 +25,16 @@ from saboteur.levels.software.engine.screening import Prediction
 from saboteur.levels.software.engine.suffix import Deviation, Pairs, Suffix, norms
 from saboteur.outcomes.recorder import Recorder
 
-BYTES_TOGETHER = 2**22
+_BYTES_TOGETHER = 2**22
 """Pairs travel together whose largest result fits into this; more would no longer fit the CPU's caches."""
 
-DEVIATIONS_TOGETHER = 2**22
+_DEVIATIONS_TOGETHER = 2**22
 """Values of first deviations that are worked out together."""
 
 _SORTED_TOGETHER = 2**18
 """Pairs that are sorted together by bounds."""
 
-MOST_GROWTH = 1e6
+_MOST_GROWTH = 1e6
 """Deviations beyond this multiple of the fault-free result are not trusted where what follows is not homogeneous."""
 
 AGroup = TypeVar("AGroup", bound=Group)
@@ -89,7 +89,7 @@ class Block(ABC, Generic[AGroup]):
             number, row = self._acting(number + first, row)
             if self.radius.any():
                 number, row = self.open(number, row)
-                some = max(1, DEVIATIONS_TOGETHER // self.positions())
+                some = max(1, _DEVIATIONS_TOGETHER // self.positions())
                 for place in range(0, len(number), some):
                     self.simulate(number[place : place + some], row[place : place + some])
             else:
@@ -99,6 +99,12 @@ class Block(ABC, Generic[AGroup]):
     def open(self, number: NDArray, row: NDArray) -> tuple[NDArray, NDArray]:
         """The pairs that may move far enough, as far as that is known before they are run; the others are handed in."""
         return number, row
+
+    def not_proved(self, number: NDArray, row: NDArray, deviation: NDArray) -> tuple[NDArray, NDArray]:
+        """The pairs whose outputs move by no proved ``deviation`` [pairs] below the radius; the others are handed in."""
+        proved = deviation < self.radius.numpy()[row]
+        self.recorder.bounded(self.group.trial[number[proved]], self.inputs_of(row[proved]), deviation[proved])
+        return number[~proved], row[~proved]
 
     @abstractmethod
     def positions(self) -> int:
@@ -134,39 +140,6 @@ class Block(ABC, Generic[AGroup]):
         chosen = torch.from_numpy(kept)
         pairs.keep(chosen)
         return chosen
-
-    def go_on(
-        self,
-        suffix: Suffix,
-        number: NDArray,
-        row: NDArray,
-        values: Tensor,
-        size: Tensor,
-        changes: Changes | None = None,
-    ) -> None:
-        """Run pairs from one deviating result on.
-
-        Args:
-            suffix: the way from there to the outputs.
-            number: int64 [pairs], as in :meth:`simulate`.
-            row: int64 [pairs].
-            values: [pairs, ...], the result.
-            size: float64 [pairs], the Euclidean norm of its deviation.
-            changes: weights and biases of layers that follow.
-        """
-        (start,) = suffix.starts
-        together = max(1, BYTES_TOGETHER // suffix.largest_result(self.chunk))
-        rows, growth = torch.from_numpy(row), torch.zeros_like(size)
-        pairs = Pairs(self.chunk, torch.from_numpy(number), rows, {start: values}, growth, self.radius, 1.0, size)
-        final = not suffix.changed_stages(changes)
-        bound = size * self.gains.whole[start] if final else torch.full_like(size, math.inf)
-        relative = size / self.chunk.whole_norms(start)[rows]
-        self.decide(pairs, Deviation(bound, relative, {start: size}, "whole", torch.zeros_like(size)))
-        for first in range(0, len(pairs), together):
-            part = pairs.slice(first, first + together)
-            outputs = suffix.run(part, self.decide, changes)
-            if len(part):
-                self.judge(part, outputs)
 
     def predicted(self, pairs: Pairs, deviation: Deviation, open_: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """Hand in which of the pairs ``open_`` are predicted to move too little: bool [pairs], by default none."""
@@ -214,7 +187,7 @@ class NarrowBlock(Block[NarrowGroup]):
         places: Mapping[int, str],
         prediction: Prediction | None,
     ):
-        super().__init__(shared, group, math.inf if narrow.homogeneous else MOST_GROWTH)
+        super().__init__(shared, group, math.inf if narrow.homogeneous else _MOST_GROWTH)
         self._narrow = narrow
         self._places = places
         self._prediction = prediction
@@ -226,9 +199,7 @@ class NarrowBlock(Block[NarrowGroup]):
         growth = torch.from_numpy(size) / self.chunk.whole_norms(self.group.start)[inputs]
         with np.errstate(all="ignore"):
             deviation = size * gain + self.allowance.of(inputs, growth).numpy()
-        proved = deviation < self.radius.numpy()[row]
-        self.recorder.bounded(self.group.trial[number[proved]], self.inputs_of(row[proved]), deviation[proved])
-        number, row = number[~proved], row[~proved]
+        number, row = self.not_proved(number, row, deviation)
         by_channel = np.argsort(self.group.channel(number), kind="stable")
         return number[by_channel], row[by_channel]
 
@@ -239,7 +210,7 @@ class NarrowBlock(Block[NarrowGroup]):
     def simulate(self, number: NDArray, row: NDArray) -> None:
         """Work out what happens to the channel, then go on with all channels."""
         chunk = self.chunk
-        together = max(1, BYTES_TOGETHER // self._narrow.largest_result(chunk))
+        together = max(1, _BYTES_TOGETHER // self._narrow.largest_result(chunk))
         pairs = Pairs(
             chunk, torch.from_numpy(number), torch.from_numpy(row), {}, torch.zeros(len(row), dtype=torch.float64)
         )
@@ -298,29 +269,56 @@ class PlainBlock(Block[Group]):
         self.replay.add(self.group, number, row, may_settle=True)
 
 
-class WholeBlock(Block[Group]):
+class WholeBlock(Block[AGroup]):
     """Trials whose first deviation may be all of a result.
 
     Args:
         shared: what all blocks of the chunk share.
         group: the trials.
-        suffix: the way from where they start to the outputs.
+        suffix: the way from that result to the outputs.
     """
 
-    def __init__(self, shared: Shared, group: Group, suffix: Suffix):
-        super().__init__(shared, group, LEAST_SCALED if suffix.homogeneous else MOST_GROWTH)
+    def __init__(self, shared: Shared, group: AGroup, suffix: Suffix):
+        super().__init__(shared, group, LEAST_SCALED if suffix.homogeneous else _MOST_GROWTH)
         self._suffix = suffix
+        (self._start,) = suffix.starts
 
     def positions(self) -> int:
         """All values of the result."""
-        return self.chunk.result(self.group.start)[0].numel()
+        return self.chunk.result(self._start)[0].numel()
 
     def simulate(self, number: NDArray, row: NDArray) -> None:
         """Run the faulted calls as the plain engine does, then go on."""
         values = self.group.faulted(self.chunk, number, row)
-        fault_free = self.chunk.result(self.group.start)[torch.from_numpy(row)]
+        fault_free = self.chunk.result(self._start)[torch.from_numpy(row)]
         same = same_bits(values, fault_free).numpy()
         self.recorder.identical(self.group.trial[number[same]], self.inputs_of(row[same]))
         size = norms((values - fault_free).flatten(1))
         left = ~same
-        self.go_on(self._suffix, number[left], row[left], values[torch.from_numpy(left)], size[left])
+        self.go_on(number[left], row[left], values[torch.from_numpy(left)], size[left])
+
+    def go_on(
+        self, number: NDArray, row: NDArray, values: Tensor, size: Tensor, changes: Changes | None = None
+    ) -> None:
+        """Run pairs from the deviating result on.
+
+        Args:
+            number: int64 [pairs], as in :meth:`simulate`.
+            row: int64 [pairs].
+            values: [pairs, ...], the result.
+            size: float64 [pairs], the Euclidean norm of its deviation.
+            changes: weights and biases of layers that follow.
+        """
+        suffix, start = self._suffix, self._start
+        together = max(1, _BYTES_TOGETHER // suffix.largest_result(self.chunk))
+        rows, growth = torch.from_numpy(row), torch.zeros_like(size)
+        pairs = Pairs(self.chunk, torch.from_numpy(number), rows, {start: values}, growth, self.radius, 1.0, size)
+        final = not suffix.changed_stages(changes)
+        bound = size * self.gains.whole[start] if final else torch.full_like(size, math.inf)
+        relative = size / self.chunk.whole_norms(start)[rows]
+        self.decide(pairs, Deviation(bound, relative, {start: size}, "whole", torch.zeros_like(size)))
+        for first in range(0, len(pairs), together):
+            part = pairs.slice(first, first + together)
+            outputs = suffix.run(part, self.decide, changes)
+            if len(part):
+                self.judge(part, outputs)

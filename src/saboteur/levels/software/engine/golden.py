@@ -100,16 +100,11 @@ class Chunk:
             index = node.index
             if index not in wanted or index in values:
                 continue
-            if index in dirty:
+            if index in dirty or (graph.varies[index] and index not in self.values):
                 calls.append(node)
                 wanted.update(node.inputs)
-            elif not graph.varies[index]:
-                values[index] = self.constants[index]
-            elif index in self.values:
-                values[index] = self.values[index][rows]
             else:
-                calls.append(node)
-                wanted.update(node.inputs)
+                values[index] = self.values[index][rows] if graph.varies[index] else self.constants[index]
         for node in reversed(calls):
             values[node.index] = call(node, values)
         return values[until]

@@ -125,13 +125,12 @@ class StoredGroup(NarrowGroup):
     def _faulted_by(self, chunk: Chunk, one: int, row: NDArray[np.int64]) -> Tensor:
         node = chunk.graph.nodes[self.start]
         inputs = chunk.result(node.inputs[0])
-        results, order = [], []
+
+        def compute(filled: NDArray[np.int64]) -> Tensor:
+            return chunk.graph.call(node, {node.inputs[0]: inputs[torch.from_numpy(row[filled])]})
+
         with self.site.overwritten(self.element[one : one + 1], self.words[one : one + 1]):
-            for part in chunk.batching.parts(row):
-                result = chunk.graph.call(node, {node.inputs[0]: inputs[torch.from_numpy(row[part.filled])]})
-                results.append(result[torch.from_numpy(part.place)])
-                order.append(part.chosen)
-        return torch.cat(results)[torch.from_numpy(np.argsort(np.concatenate(order)))]
+            return chunk.batching.run(row, compute)
 
 
 @dataclass(frozen=True, eq=False)

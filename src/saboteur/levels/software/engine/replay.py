@@ -115,14 +115,12 @@ class Replay:
         """The results of node ``until`` when some before it are ``changed``: [pairs, ...]."""
         if until in changed:
             return changed[until]
-        results, order = [], []
-        for part in self._chunk.batching.parts(row):
-            filled = torch.from_numpy(part.filled)
-            values = {index: value[filled] for index, value in changed.items()}
-            result = self._chunk.again(until, torch.from_numpy(row)[filled], values)
-            results.append(result[torch.from_numpy(part.place)])
-            order.append(part.chosen)
-        return torch.cat(results)[torch.from_numpy(np.argsort(np.concatenate(order)))]
+
+        def compute(filled: NDArray[np.int64]) -> Tensor:
+            values = {index: value[torch.from_numpy(filled)] for index, value in changed.items()}
+            return self._chunk.again(until, torch.from_numpy(row[filled]), values)
+
+        return self._chunk.batching.run(row, compute)
 
 
 def same_bits(one: Tensor, other: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from saboteur.faults.space import Faults, FaultSpace
 from saboteur.levels.software.corruption import Hits
+from saboteur.levels.software.engine.batching import in_order
 from saboteur.levels.software.engine.golden import Chunk
 from saboteur.levels.software.engine.graph import Graph, Node, Values
 from saboteur.levels.software.engine.groups import Group
@@ -61,21 +62,19 @@ class Scattered(Group):
         for acting, chosen in acting_together(self.space, self.faults, trial, hits, inputs):
             results.append(self._with(chunk, acting, row[chosen]))
             order.append(np.flatnonzero(chosen))
-        return _in_order(results, order)
+        return in_order(results, order)
 
     def _with(self, chunk: Chunk, hits: Hits, row: NDArray[np.int64]) -> Tensor:
         """The result for the inputs ``row`` [n] with the faults ``hits``."""
         if not len(hits):
             return chunk.result(self.start)[torch.from_numpy(row)]
-        results, order = [], []
         with present(self.sites, hits) as edits:
             way = _Way(self, chunk, hits, edits)
-            at_their_places = any(isinstance(signal, State) for signal, _ in edits)
-            for part in chunk.batching.parts(row, at_their_places=at_their_places):
-                rows = torch.from_numpy(row[part.filled])
-                results.append(way.run(rows)[torch.from_numpy(part.place)])
-                order.append(part.chosen)
-        return _in_order(results, order)
+            return chunk.batching.run(
+                row,
+                lambda filled: way.run(torch.from_numpy(row[filled])),
+                at_their_places=any(isinstance(signal, State) for signal, _ in edits),
+            )
 
 
 class _Way:
@@ -163,10 +162,3 @@ def _reads(graph: Graph, node: Node, site: Memory, holders: Collection[nn.Module
     if node.module is not None:
         return any(module in holders for module in node.module.modules())
     return node.call.op == "get_attr" and graph.call(node, {}) is getattr(site.module, site.tensor, None)
-
-
-def _in_order(results: Sequence[Tensor], order: Sequence[NDArray[np.int64]]) -> Tensor:
-    """Results that were computed in parts, given where each row belongs."""
-    if len(results) == 1 and (np.diff(order[0]) == 1).all():
-        return results[0]
-    return torch.cat(list(results))[torch.from_numpy(np.argsort(np.concatenate(order)))]

@@ -8,13 +8,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from saboteur.levels.software.engine.blocks import MOST_GROWTH, Block, Shared
+from saboteur.levels.software.engine.blocks import WholeBlock
 from saboteur.levels.software.engine.changes import Changes
 from saboteur.levels.software.engine.golden import Chunk
-from saboteur.levels.software.engine.overflow import LEAST_SCALED
 from saboteur.levels.software.engine.scattered import Scattered
 from saboteur.levels.software.engine.stages import LayerStage
-from saboteur.levels.software.engine.suffix import Suffix, distances
+from saboteur.levels.software.engine.suffix import distances
 from saboteur.levels.software.error_models import expanded
 
 
@@ -39,18 +38,8 @@ class Several(Scattered):
         return self.differs[number]
 
 
-class SeveralBlock(Block[Several]):
-    """Trials of a few faults in weights and biases.
-
-    Args:
-        shared: what all blocks of the chunk share.
-        group: the trials.
-        suffix: the way from the first stage with a fault to the outputs.
-    """
-
-    def __init__(self, shared: Shared, group: Several, suffix: Suffix):
-        super().__init__(shared, group, LEAST_SCALED if suffix.homogeneous else MOST_GROWTH)
-        self._suffix = suffix
+class SeveralBlock(WholeBlock[Several]):
+    """Trials of a few faults in weights and biases, from the first stage with a fault on."""
 
     def open(self, number: NDArray, row: NDArray) -> tuple[NDArray, NDArray]:
         """Those whose deviations, each (size at first) · (gain), add up to more than the radius."""
@@ -63,14 +52,7 @@ class SeveralBlock(Block[Several]):
             moved = size * self.group.gain[which]
             growth = np.bincount(pair, size / usual[changes.layer[which], row[pair]], len(number))
             rounding = self.allowance.of(torch.from_numpy(row), torch.from_numpy(growth)).numpy()
-        deviation = np.bincount(pair, moved, len(number)).astype(np.float64) + rounding
-        proved = deviation < self.radius.numpy()[row]
-        self.recorder.bounded(self.group.trial[number[proved]], self.inputs_of(row[proved]), deviation[proved])
-        return number[~proved], row[~proved]
-
-    def positions(self) -> int:
-        """All values of the first result."""
-        return self.chunk.result(self.group.first.index)[0].numel()
+        return self.not_proved(number, row, np.bincount(pair, moved, len(number)).astype(np.float64) + rounding)
 
     def simulate(self, number: NDArray, row: NDArray) -> None:
         """Change the fault-free result of the first layer, then go on."""
@@ -81,4 +63,4 @@ class SeveralBlock(Block[Several]):
         if stage.rectified:
             values.relu_()
         size = distances(values, chunk.rows(stage.index), rows, torch.arange(len(rows)))
-        self.go_on(self._suffix, number, row, values, size, self.group.changes)
+        self.go_on(number, row, values, size, self.group.changes)
