@@ -141,3 +141,24 @@ def test_results_that_tell_the_places_in_a_batch_run_the_plain_way() -> None:
     target = opened(Counts)
     assert_agree(target, [SoftwareFault(where="weights", model=BitFlip())], 40)
     assert "arange" in str(target.engine.reason)
+
+
+class Tokens(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.out = nn.Embedding(20, 6), nn.Linear(6, 3)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.out(self.embedding(tokens).mean(1))
+
+
+def test_inferences_that_crash_are_told_from_the_others() -> None:
+    tokens = torch.randint(0, 20, (25, 5), generator=torch.Generator().manual_seed(3))
+    target = SoftwareTarget(Tokens().eval(), tokens, resources=Resources(batch_size=8))
+    specs = [SoftwareFault(where=where, model=BitFlip()) for where in ("inputs", "weights")]
+    table = assert_agree(target, specs, 60)
+    crashes = table["crash"].to_numpy()
+    assert target.engine.reason is None
+    assert (crashes == 25).any()
+    assert (crashes == 0).any()
+    assert ((crashes > 0) & (crashes < 25)).any()

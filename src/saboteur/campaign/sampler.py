@@ -14,7 +14,7 @@ from scipy.stats import binom
 from saboteur.campaign.model import Campaign, Listed
 from saboteur.errors import FaultError
 from saboteur.faults import draws, lists
-from saboteur.faults.space import Faults, FaultSpace, Stratum
+from saboteur.faults.space import Faults, FaultSpace, Stratum, expanded
 
 
 @dataclass(frozen=True)
@@ -98,8 +98,7 @@ class Sampler:
             else:
                 drawn = draws.uniform(key, 0, lane=103)
                 counts = binom.ppf(drawn, part.size, campaign.bit_error_rate).astype(np.int64)
-            trial = np.repeat(np.arange(len(trials)), counts)
-            rank = np.arange(len(trial)) - np.repeat(np.cumsum(counts) - counts, counts)
+            trial, rank = expanded(np.zeros_like(counts), counts)
             index = draws.permuted(key[trial], part.size, rank)
         return Faults(key, trial, *self.space.decode(part, index))
 

@@ -156,10 +156,7 @@ class Faults:
     def take(self, trials: ArrayLike) -> Faults:
         """The given trials, renumbered from 0, with the same draws."""
         trials = np.asarray(trials, np.int64)
-        counts = self.bounds[trials + 1] - self.bounds[trials]
-        starts = np.cumsum(counts) - counts
-        rows = np.repeat(self.bounds[trials] - starts, counts) + np.arange(counts.sum())
-        renumbered = np.repeat(np.arange(len(trials)), counts)
+        renumbered, rows = expanded(self.bounds[trials], self.bounds[trials + 1])
         return Faults(
             self.key[trials],
             renumbered,
@@ -173,6 +170,17 @@ class Faults:
     def acts(self, activity: float, inputs: ArrayLike, trial: int) -> NDArray[np.bool_]:
         """In which of ``inputs`` an intermittent fault of ``trial`` acts."""
         return draws.uniform(self.key[trial], inputs, lane=_ACTS_LANE) < activity
+
+
+def expanded(first: NDArray[np.int64], last: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The numbers ``first`` .. ``last`` − 1 of each of several ranges, one after the other.
+
+    Returns:
+        Which range each number is of, and the numbers.
+    """
+    counts = last - first
+    which = np.repeat(np.arange(len(counts)), counts)
+    return which, np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts - first, counts)
 
 
 @dataclass(frozen=True, eq=False)

@@ -36,6 +36,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from saboteur.errors import TargetError
+from saboteur.faults.space import expanded
 from saboteur.levels.crosslayer.lowering import LoweredLayer, Window
 
 Dataflow = Literal["output_stationary", "weight_stationary", "row_stationary"]
@@ -652,8 +653,7 @@ def _reads(fault: Integers, m: Integers, k: Integers, n: Integers) -> Reach:
 def _ragged(count: Integers, most: int | None) -> tuple[Integers, Integers]:
     """``count[i]`` rows, or at most ``most``, for each i: their i, and their number from 0 on."""
     count = np.clip(count, 0, most)
-    fault = np.repeat(np.arange(len(count)), count)
-    return fault, np.arange(len(fault)) - np.repeat(np.cumsum(count) - count, count)
+    return expanded(np.zeros_like(count), count)
 
 
 def _tiles_of(matrix: NDArray[np.int8], row: Integers, column: Integers) -> NDArray[np.int8]:

@@ -21,7 +21,7 @@ from saboteur.faults.error_patterns import LayerShape
 from saboteur.faults.error_sampling import ComponentErrors, Errors, PermanentErrors, PermanentSampler, Sampler
 from saboteur.faults.error_values import LayerOutput
 from saboteur.faults.formats import Affine, Floating
-from saboteur.faults.space import Faults, FaultSpace, Region
+from saboteur.faults.space import Faults, FaultSpace, Region, expanded
 from saboteur.levels.software import injection
 from saboteur.levels.software.corruption import Hits
 from saboteur.levels.software.emulation import tensor_of, with_integers, words_of
@@ -431,10 +431,3 @@ class _Together:
             (replace(site, pairs=(of_pair[numbers], self._hit[numbers])), self._hits)
             for site, numbers in self._by_site(met)
         ]
-
-
-def expanded(first: Integers, last: Integers) -> tuple[Integers, Integers]:
-    """The numbers ``first`` .. ``last`` − 1 of each of several ranges, and which range each is of."""
-    counts = last - first
-    which = np.repeat(np.arange(len(first)), counts)
-    return which, np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts - first, counts)

@@ -101,7 +101,7 @@ class Block(ABC, Generic[AGroup]):
         return number, row
 
     def not_proved(self, number: NDArray, row: NDArray, deviation: NDArray) -> tuple[NDArray, NDArray]:
-        """The pairs whose outputs move by no proved ``deviation`` [pairs] below the radius; the others are handed in."""
+        """The pairs whose proved ``deviation`` [pairs] of outputs is not below the radius; the others are handed in."""
         proved = deviation < self.radius.numpy()[row]
         self.recorder.bounded(self.group.trial[number[proved]], self.inputs_of(row[proved]), deviation[proved])
         return number[~proved], row[~proved]

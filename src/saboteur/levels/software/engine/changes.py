@@ -11,10 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from saboteur.faults.space import expanded
 from saboteur.levels.software.engine.bounds import Gains
 from saboteur.levels.software.engine.golden import Chunk
 from saboteur.levels.software.engine.operators import Mixing
-from saboteur.levels.software.error_models import expanded
 
 BIAS = -1
 """Stands for the input channel where a change is that of a bias."""

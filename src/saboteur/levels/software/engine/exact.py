@@ -143,7 +143,7 @@ class ExactEngine:
         for trial in others.tolist():
             asked = np.flatnonzero(recorder.awaited[trial])
             injection.inject_one(self.runner, sites, space, faults, trial, asked, recorder)
-        for inputs in self._chunk_ranges():
+        for inputs in self._chunk_ranges() if groups else ():
             try:
                 self._on_chunk(inputs, groups, recorder, prediction)
             except Untraceable as error:

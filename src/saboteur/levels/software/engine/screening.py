@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from saboteur.faults import draws
-from saboteur.faults.space import Faults, FaultSpace, Region
+from saboteur.faults.space import Faults, FaultSpace, Region, expanded
 from saboteur.levels.software.emulation import words_of
 from saboteur.levels.software.engine.screening_slopes import Slopemeter, Slopes, is_affine, tap_of
 from saboteur.levels.software.engine.suffix import Extent
@@ -468,8 +468,7 @@ def audit_sample(key: NDArray[np.uint64], inputs: int, rate: float) -> tuple[NDA
         raise ValueError(f"rate: {rate} is outside 0 .. 1")
     own = draws.words(key, 0, lane=_AUDIT_LANE)
     count = np.minimum(np.floor(rate * inputs + draws.uniform(own, 0, lane=_AUDIT_LANE)).astype(np.int64), inputs)
-    trial = np.repeat(np.arange(len(key)), count)
-    rank = np.arange(len(trial)) - np.repeat(np.cumsum(count) - count, count)
+    trial, rank = expanded(np.zeros_like(count), count)
     if not len(trial):
         return trial, rank
     return trial, draws.permuted(own[trial], inputs, rank)

@@ -8,13 +8,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from saboteur.faults.space import expanded
 from saboteur.levels.software.engine.blocks import WholeBlock
 from saboteur.levels.software.engine.changes import Changes
 from saboteur.levels.software.engine.golden import Chunk
 from saboteur.levels.software.engine.scattered import Scattered
 from saboteur.levels.software.engine.stages import LayerStage
 from saboteur.levels.software.engine.suffix import distances
-from saboteur.levels.software.error_models import expanded
 
 
 @dataclass(frozen=True, eq=False)

@@ -74,6 +74,7 @@ class Sorter:
         self._ends = sorted(end for end in ends & graph.tensors if graph.varies[end] and graph.leads_to_output[end])
         self._end_of_span: dict[tuple[int, int], int] = {}
         self._nodes: dict[str, tuple[int, ...]] = {}
+        self._found_layers: dict[str, tuple[type[StoredGroup], Operator] | None] = {}
 
     def sorted(
         self, sites: Mapping[str, Site], space: FaultSpace, faults: Faults
@@ -125,6 +126,8 @@ class Sorter:
         self, sites: Mapping[str, Site], space: FaultSpace, faults: Faults, trials: NDArray[np.int64]
     ) -> tuple[list[Group], NDArray[np.int64]]:
         """The ``trials`` with a few faults, all in weights and biases, by the first and last layer, and the others."""
+        if not len(trials):
+            return [], trials
         layer_of_region = np.array([self._changed_layer(sites[region.site], region) for region in space.regions])
         fit = (np.diff(faults.bounds) <= _MOST_CHANGES) & ~_hit_a_value_twice(space, faults)
         fit[faults.trial[layer_of_region[faults.region] < 0]] = False
@@ -253,6 +256,11 @@ class Sorter:
 
     def _layer_of(self, site: Memory) -> tuple[type[StoredGroup], Operator] | None:
         """How faults in a stored tensor are run, and its layer, if that is called once and shares it with no other."""
+        if site.name not in self._found_layers:
+            self._found_layers[site.name] = self._find_layer(site)
+        return self._found_layers[site.name]
+
+    def _find_layer(self, site: Memory) -> tuple[type[StoredGroup], Operator] | None:
         calls = self._graph.calls_of(site.module)
         op = self._operators.get(calls[0].index) if len(calls) == 1 else None
         tensor = getattr(site.module, site.tensor, None)
