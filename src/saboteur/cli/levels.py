@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -22,6 +23,9 @@ from saboteur.cli.terminal import (
     table,
 )
 from saboteur.errors import CampaignError
+
+if TYPE_CHECKING:
+    from saboteur.faults.error_permanent import PermanentProfile
 
 Criterion = Annotated[
     str | None,
@@ -228,7 +232,13 @@ def learn(
                             f"{of.layer or of.shape} {percent(of.reached / of.inferences)}" for of in profile.layers
                         ),
                     ]
-                    for profile in model.permanent
+                    for profile in sorted(model.permanent, key=_by_component_and_bit)
                 ),
             )
         )
+
+
+def _by_component_and_bit(profile: PermanentProfile) -> tuple[str, list[str | int]]:
+    """Orders profiles, with bit 8 before bit 10."""
+    parts = re.split(r"(\d+)", profile.fault)
+    return profile.component, [int(part) if part.isdigit() else part for part in parts]
